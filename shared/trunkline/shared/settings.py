@@ -1,0 +1,267 @@
+"""Settings: frozen, typed, described, and refused when they contain a name that nobody reads.
+
+A value comes from, in this order: the command line, the environment, the file, the default. One spelling
+serves all of them; for the setting `port` of the role `edge` it is
+
+    trunkline edge --port 8080        TRUNKLINE_EDGE_PORT=8080        [edge]
+                                                                      port = 8080
+
+Settings that all roles have are spelled without a role (`TRUNKLINE_NATS_URL`, top level of the file); with a
+role's name they hold for that role only (`TRUNKLINE_EDGE_LOG_LEVEL`, table `[edge]`) and win. The file is the
+one that `TRUNKLINE_CONFIG` names, or else `trunkline.toml` in the working directory, if there is one. An
+empty variable is as good as none; lists in variables are JSON or separated by commas.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
+
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import (
+    SettingsError as DecodeError,
+)
+
+from trunkline.shared.logs import HIDDEN, LogFormat, LogLevel, redact
+
+__all__ = ["CommonSettings", "RoleSettings", "SettingsError", "print_settings"]
+
+PREFIX: Final = "TRUNKLINE_"
+FILE_VARIABLE: Final = "TRUNKLINE_CONFIG"
+DEFAULT_FILE: Final = "trunkline.toml"
+ROLES: Final = frozenset({"edge", "workers", "subscriptions", "dev"})
+"""A process checks the names of its own role only: the code of the others may not be installed beside it."""
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. The text names each mistake, where it is, and what was probably meant."""
+
+
+class CommonSettings(BaseSettings):
+    """What every role can be told. Calling the class takes arguments and defaults only; `load` reads
+    everything.
+
+    Every field of a subclass has a description, or the class is refused. A unit is part of the name
+    (`stop_timeout_s`, `message_limit_bytes`).
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    role: ClassVar[str] = ""
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    nats_url: str = Field(
+        "nats://127.0.0.1:4222",
+        description="NATS servers to connect to, separated by commas; nats:// or tls://",
+    )
+    nats_user: str | None = Field(None, description="user name for NATS")
+    nats_password: SecretStr | None = Field(None, description="password of the NATS user")
+    nats_token: SecretStr | None = Field(None, description="token for NATS, instead of a user")
+    nats_credentials: Path | None = Field(None, description="a NATS .creds file, instead of a user")
+    prefix: str = Field(
+        "trunkline",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="first token of all subjects, streams and buckets, so that clusters can share a NATS",
+    )
+    log_level: LogLevel = Field("info", description="debug, info, warning or error")
+    log_format: LogFormat = Field("auto", description="json, console, or auto (console on a terminal)")
+    health_host: str = Field(
+        "127.0.0.1", description="where health and metrics listen; an edge has them on its port"
+    )
+    health_port: int = Field(
+        0, ge=-1, le=65535, description="port for health and metrics; 0: a free one, -1: none"
+    )
+    stop_timeout_s: float = Field(25.0, gt=0, description="seconds that a stop may take before it is cut off")
+    ready_file: Path | None = Field(
+        None, description="written when ready, with pid and addresses as JSON; removed at the stop"
+    )
+
+    def __init_subclass__(cls, *, role: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.role = role
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        for name, field in cls.model_fields.items():
+            if not field.description:
+                raise TypeError(f"setting {cls.__name__}.{name} has no description")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments only: `load` reads the rest, since it must know where each value came from."""
+        return (init_settings,)
+
+    @classmethod
+    def load(cls, arguments: Mapping[str, Any] | None = None) -> Self:
+        """Read all sources. `arguments` are those of the command line; None stands for one that was not
+        given.
+
+        Raises `SettingsError`.
+        """
+        path, content = _read_file()
+        mistakes = [*_unknown_variables(cls), *_unknown_keys(cls, path, content)]
+        if mistakes:
+            raise SettingsError(_listed(mistakes))
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for source, layer in (
+            ("argument", {name: value for name, value in (arguments or {}).items() if value is not None}),
+            (f"env {_variable(cls.role)}", _read_environment(cls, _variable(cls.role)) if cls.role else {}),
+            (f"env {PREFIX}", _read_environment(CommonSettings, PREFIX)),
+            (f"file {path}", content.get(cls.role, {}) if cls.role else {}),
+            (f"file {path}", {name: value for name, value in content.items() if name not in ROLES}),
+        ):
+            for name, value in layer.items():
+                if name not in values:
+                    values[name] = value
+                    sources[name] = source + name.upper() if source.startswith("env ") else source
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            raise SettingsError(_listed(_explain(cls, error, sources))) from None
+        settings._sources.update(sources)
+        return settings
+
+    def source(self, name: str) -> str:
+        """Where the value of a setting came from: `argument`, `env <variable>`, `file <path>` or `default`."""
+        return self._sources.get(name, "default")
+
+    @property
+    def nats_servers(self) -> list[str]:
+        """The addresses in `nats_url`."""
+        return [server.strip() for server in self.nats_url.split(",") if server.strip()]
+
+
+class RoleSettings(CommonSettings):
+    """The base of a role's settings: `class EdgeSettings(RoleSettings, role="edge")`."""
+
+    def __init_subclass__(cls, *, role: str, **options: Any) -> None:
+        if role not in ROLES:
+            raise TypeError(f"unknown role {role!r}; the roles are {', '.join(sorted(ROLES))}")
+        super().__init_subclass__(role=role, **options)
+
+
+def print_settings(settings: CommonSettings) -> str:
+    """All effective settings with their source and meaning, as a file that would set them. Secrets are
+    hidden.
+    """
+    own = [name for name in type(settings).model_fields if name not in CommonSettings.model_fields]
+    lines = [f"# Settings of trunkline {settings.role}, for {DEFAULT_FILE}".rstrip()]
+    for name in [*CommonSettings.model_fields, *own]:
+        if own and name == own[0]:
+            lines += ["", f"[{settings.role}]"]
+        value = getattr(settings, name)
+        shown = f"{name} = {_toml(value)}"
+        if value is None or isinstance(value, SecretStr):
+            shown = f"# {name} = {HIDDEN if value is not None else '(not set)'}"
+        lines += [
+            "",
+            f"# {type(settings).model_fields[name].description}",
+            f"{shown}  # {settings.source(name)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+class _Environment(EnvSettingsSource):
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        text = str(value).strip()
+        if text[:1] in ("[", "{"):
+            return json.loads(text)
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _variable(role: str) -> str:
+    return f"{PREFIX}{role.upper()}_" if role else PREFIX
+
+
+def _read_environment(cls: type[CommonSettings], prefix: str) -> dict[str, Any]:
+    try:
+        return _Environment(cls, env_prefix=prefix, env_ignore_empty=True)()
+    except DecodeError as error:
+        raise SettingsError(_listed([f"{prefix}*: {error}; a list is JSON or has commas"])) from error
+
+
+def _read_file() -> tuple[Path, dict[str, Any]]:
+    named = os.environ.get(FILE_VARIABLE)
+    path = Path(named or DEFAULT_FILE)
+    if not named and not path.exists():
+        return path, {}
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        where = f"{path} (from {FILE_VARIABLE})" if named else str(path)
+        raise SettingsError(_listed([f"{where}: {error}"])) from error
+
+
+def _unknown_variables(cls: type[CommonSettings]) -> Iterable[str]:
+    own = _variable(cls.role)
+    known = {FILE_VARIABLE} | {PREFIX + name.upper() for name in CommonSettings.model_fields}
+    if cls.role:
+        known |= {own + name.upper() for name in cls.model_fields}
+    others = tuple(_variable(role) for role in ROLES - {cls.role})
+    for name in sorted(os.environ):
+        upper = name.upper()
+        if upper.startswith(PREFIX) and upper not in known and not upper.startswith(others):
+            yield f"{name}: no such setting{_meant(upper, known)}"
+
+
+def _unknown_keys(cls: type[CommonSettings], path: Path, content: Mapping[str, Any]) -> Iterable[str]:
+    known = set(CommonSettings.model_fields) | ROLES
+    for name in content:
+        if name not in known:
+            yield f"{path}: {name}: no such setting or table{_meant(name, known)}"
+        elif name in ROLES and not isinstance(content[name], dict):
+            yield f"{path}: {name}: this is a table; write [{name}] above its settings"
+    table = content.get(cls.role)
+    for name in table if isinstance(table, dict) else ():
+        if name not in cls.model_fields:
+            yield f"{path}: [{cls.role}] {name}: no such setting{_meant(name, cls.model_fields)}"
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _explain(cls: type[CommonSettings], error: ValidationError, sources: Mapping[str, str]) -> Iterable[str]:
+    for mistake in error.errors(include_url=False, include_context=False, include_input=False):
+        name, *inside = (str(part) for part in mistake["loc"]) if mistake["loc"] else ("settings",)
+        where = ".".join([name, *inside])
+        if mistake["type"] == "missing":
+            yield f"{where}: must be set, for example with {_variable(cls.role)}{name.upper()}"
+        else:
+            yield f"{where} ({sources.get(name, 'default')}): {redact(mistake['msg'])}"
+
+
+def _listed(mistakes: Iterable[str]) -> str:
+    return "the settings cannot be used:\n" + "\n".join(f"  {mistake}" for mistake in mistakes)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return (
+            "{ " + ", ".join(f"{json.dumps(str(key))} = {_toml(each)}" for key, each in value.items()) + " }"
+        )
+    if isinstance(value, list | tuple | set | frozenset):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    return json.dumps(redact(str(value)), ensure_ascii=False)
