@@ -1,0 +1,72 @@
+"""The subjects of design §3, built and taken apart in one place.
+
+A topic's own dots stay dots, so that NATS permissions can name families of topics; an action is one token.
+What a subject cannot carry is percent-encoded here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote, unquote
+
+__all__ = ["Subjects"]
+
+_PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\Z")
+
+
+def _token(name: str) -> str:
+    """One subject token: everything but letters, digits, `_`, `-` and `$` is percent-encoded (dots too)."""
+    return quote(name, safe="$").replace(".", "%2E").replace("~", "%7E")
+
+
+class Subjects:
+    """Builds the subjects under one prefix; several clusters share a NATS by having different prefixes."""
+
+    __slots__ = ("edges", "prefix", "publish_all")
+
+    def __init__(self, prefix: str = "trunkline") -> None:
+        if not _PREFIX.match(prefix):
+            raise ValueError(f"prefix {prefix!r} must be tokens of letters, digits, '_' and '-', separated by dots")
+        self.prefix = prefix
+        self.edges = f"{prefix}.edges"
+        self.publish_all = f"{prefix}.publish.>"
+
+    def call(self, channel: str, kind: str, action: str) -> str:
+        """Where an edge asks workers: one subject for each handler, so that NATS itself knows who can answer."""
+        return f"{self.prefix}.call.{_token(channel)}.{kind}.{_token(action)}"
+
+    def publish(self, topic: str) -> str:
+        """Where anybody publishes into a topic."""
+        return f"{self.prefix}.publish.{topic.replace('%', '%25')}"
+
+    def topic_of_publish(self, subject: str) -> str:
+        """The topic that a `publish` subject names. The result is not yet checked."""
+        return unquote(subject[len(self.publish_all) - 1 :])
+
+    def partition(self, partition: int) -> str:
+        """Where the owner of a partition is asked."""
+        return f"{self.prefix}.topic.{partition}"
+
+    def edge(self, edge_id: str) -> str:
+        """The root of all that is sent to one edge; it subscribes to this and everything below."""
+        return f"{self.prefix}.edge.{edge_id}"
+
+    def fan(self, edge_id: str) -> str:
+        """Where owners send batches of publications to an edge."""
+        return f"{self.prefix}.edge.{edge_id}.fan"
+
+    def command(self, edge_id: str) -> str:
+        """Where workers and owners tell an edge what to do with its connections."""
+        return f"{self.prefix}.edge.{edge_id}.command"
+
+    def reply(self, edge_id: str) -> str:
+        """The inbox of an edge's own requests (a further token numbers the batch)."""
+        return f"{self.prefix}.edge.{edge_id}.reply"
+
+    def inbox(self, role: str, instance: str) -> str:
+        """The inbox of every other process; its first token is what the role's NATS permissions name."""
+        return f"_INBOX_{role}.{instance}"
+
+    def bucket(self, name: str) -> str:
+        """The KV bucket `name` of this prefix."""
+        return f"{self.prefix.replace('.', '_')}_{name}"

@@ -1,0 +1,298 @@
+"""The envelopes that Trunkline's processes exchange over NATS (msgpack, documented in docs/architecture.md).
+
+Every envelope is a msgpack *array* whose first element is the version. Fields are only ever added at the end, and
+readers ignore what they do not know, so that processes of neighbouring releases understand each other. Bodies inside
+(`payload`, `data`) are bytes that nobody between the two ends decodes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.positions import Position
+
+__all__ = [
+    "VERSION",
+    "Answer",
+    "Answers",
+    "Attach",
+    "Attached",
+    "Call",
+    "CallResult",
+    "Close",
+    "Command",
+    "Detach",
+    "Encoding",
+    "Failure",
+    "Fan",
+    "Held",
+    "Hold",
+    "NewManifest",
+    "NewOwner",
+    "Notice",
+    "Publication",
+    "Publish",
+    "Refresh",
+    "Request",
+    "Requests",
+    "Send",
+    "Subscribe",
+    "TopicBatch",
+    "TopicRequest",
+    "Unsubscribe",
+    "decode_error",
+    "encode",
+]
+
+VERSION: Final = 1
+
+encode = msgspec.msgpack.Encoder().encode
+"""Encodes any envelope."""
+
+
+class Encoding:
+    """How a client's payload is encoded."""
+
+    JSON: Final = 0
+    MSGPACK: Final = 1
+
+
+class Failure(msgspec.Struct, array_like=True, frozen=True):
+    """Why a request failed. `detail` is JSON bytes."""
+
+    code: str
+    message: str
+    detail: bytes | None = None
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: TrunklineError) -> Failure:
+        """Returns the envelope of an exception."""
+        detail = None if error.detail is None else msgspec.json.encode(error.detail)
+        return cls(error.code, error.message, detail, error.retry_after_s)
+
+    def exception(self) -> TrunklineError:
+        """Returns the exception that this envelope carries."""
+        detail = None if self.detail is None else msgspec.json.decode(self.detail)
+        return TrunklineError(self.code, self.message, detail=detail, retry_after_s=self.retry_after_s)
+
+
+class Request(msgspec.Struct, array_like=True):
+    """One request of a batch. `id` is unique within its sender; 0 wants no answer."""
+
+    id: int
+    body: msgspec.Raw
+
+
+class Requests(msgspec.Struct, array_like=True):
+    """What is published to `call`, `topic` and `command` subjects: all that became due in one event-loop tick."""
+
+    version: int
+    items: list[Request]
+
+
+class Answer(msgspec.Struct, array_like=True):
+    """The answer to one request: a failure, or a result of the type that belongs to the request."""
+
+    id: int
+    failure: Failure | None
+    result: msgspec.Raw
+
+
+class Answers(msgspec.Struct, array_like=True):
+    """Answers of one event-loop tick to one sender. They need not follow the order or the batches of the requests."""
+
+    version: int
+    items: list[Answer]
+
+
+# ------------------------------------------------------------------------------------------------ edge → workers
+
+
+class Call(msgspec.Struct, array_like=True):
+    """An event of a connection that a handler answers with a `CallResult`.
+
+    `kind` is `connect`, `message`, `disconnect`, `subscribe` or `publish`. `payload` is the client's message without its
+    routing field and id (`message`), the query and headers (`connect`), the code and reason (`disconnect`) or the topic
+    (`subscribe`, `publish`). `timeout_s` is what is left of the client's patience when the edge sends this: relative, since
+    clocks differ.
+    """
+
+    connection_id: str
+    channel: str
+    kind: str
+    action: str
+    encoding: int
+    payload: bytes
+    state: bytes
+    timeout_s: float
+    user: str | None = None
+    claims: bytes | None = None
+    message_id: str | int | None = None
+    trace: str | None = None
+
+
+class CallResult(msgspec.Struct, array_like=True):
+    """What a handler returned. `payload` None: it returned nothing. `state` None: the state is unchanged."""
+
+    payload: bytes | None = None
+    state: bytes | None = None
+
+
+# ------------------------------------------------------------------------------------------------ anybody → owner
+
+
+class Attach(msgspec.Struct, array_like=True, tag="attach"):
+    """Adds an edge to those that get a topic's publications. Answered with `Attached` *after* it has been added."""
+
+    topic: str
+    edge_id: str
+
+
+class Attached(msgspec.Struct, array_like=True):
+    """The topic's position at the moment an edge was attached: everything later reaches it."""
+
+    position: Position
+    term: int
+
+
+class Detach(msgspec.Struct, array_like=True, tag="detach"):
+    """Removes an edge from a topic."""
+
+    topic: str
+    edge_id: str
+
+
+class Hold(msgspec.Struct, array_like=True, tag="hold"):
+    """An edge's heartbeat to an owner: `topics` counts what it believes to be attached to in the partition."""
+
+    partition: int
+    edge_id: str
+    topics: int
+
+
+class Held(msgspec.Struct, array_like=True):
+    """The owner's answer to `Hold`. If `topics` differs from the edge's count, the edge attaches all of them again."""
+
+    topics: int
+    term: int
+
+
+class Publish(msgspec.Struct, array_like=True, tag="publish"):
+    """Appends `data` (JSON bytes) to a topic. Answered with its `Position`."""
+
+    topic: str
+    data: bytes
+
+
+TopicRequest = Attach | Detach | Hold | Publish
+"""What the owner of a partition is asked."""
+
+
+# ------------------------------------------------------------------------------------------------ owner → edge
+
+
+class Publication(msgspec.Struct, array_like=True):
+    """One publication of a topic; `data` is the publisher's JSON, byte for byte."""
+
+    offset: int
+    data: bytes
+
+
+class TopicBatch(msgspec.Struct, array_like=True):
+    """Consecutive publications of one topic."""
+
+    topic: str
+    epoch: str
+    term: int
+    publications: list[Publication]
+
+
+class Fan(msgspec.Struct, array_like=True):
+    """All publications that became due for one edge in one event-loop tick of one owner."""
+
+    version: int
+    batches: list[TopicBatch]
+
+
+# ------------------------------------------------------------------------------------------------ workers, owners → edge
+
+
+class Send(msgspec.Struct, array_like=True, tag="send"):
+    """Writes a message to a connection. `payload` is JSON bytes."""
+
+    connection_id: str
+    payload: bytes
+
+
+class Close(msgspec.Struct, array_like=True, tag="close"):
+    """Closes a connection with a close code and a reason."""
+
+    connection_id: str
+    code: int
+    reason: str
+
+
+class Subscribe(msgspec.Struct, array_like=True, tag="subscribe"):
+    """Subscribes a connection to a topic without asking a policy. Answered with the `Position` it starts from."""
+
+    connection_id: str
+    topic: str
+
+
+class Unsubscribe(msgspec.Struct, array_like=True, tag="unsubscribe"):
+    """Ends a connection's subscription."""
+
+    connection_id: str
+    topic: str
+
+
+class Refresh(msgspec.Struct, array_like=True, tag="refresh"):
+    """Moves the moment at which a connection expires (`expires_at`: Unix seconds; None: never)."""
+
+    connection_id: str
+    expires_at: float | None
+
+
+Command = Send | Close | Subscribe | Unsubscribe | Refresh
+"""What an edge is told to do with one of its connections."""
+
+
+# ------------------------------------------------------------------------------------------------ anybody → all edges
+
+
+class NewOwner(msgspec.Struct, array_like=True, tag="owner"):
+    """Partitions have a new owner, with its term: whoever is attached attaches again."""
+
+    partitions: list[int]
+    term: int
+
+
+class NewManifest(msgspec.Struct, array_like=True, tag="manifest"):
+    """A channel's manifest has changed in KV."""
+
+    channel: str
+
+
+class Notice(msgspec.Struct, array_like=True):
+    """What is published to `edges`."""
+
+    version: int
+    body: NewOwner | NewManifest
+
+
+def decode_error(error: msgspec.MsgspecError, what: str) -> TrunklineError:
+    """Returns the error for an envelope that could not be decoded; it never repeats the content."""
+    return TrunklineError(ErrorCode.BAD_REQUEST, f"malformed {what}: {error}")
+
+
+NOTHING: Final = msgspec.Raw(encode(None))
+"""The result of a request that has none."""
+
+
+def result(value: Any) -> msgspec.Raw:
+    """Encodes the result of an answer."""
+    return msgspec.Raw(encode(value))
