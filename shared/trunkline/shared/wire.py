@@ -15,6 +15,7 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 
 __all__ = [
+    "NOTHING",
     "VERSION",
     "Answer",
     "Answers",
@@ -28,6 +29,7 @@ __all__ = [
     "Encoding",
     "Failure",
     "Fan",
+    "FanOut",
     "Held",
     "Hold",
     "NewManifest",
@@ -36,6 +38,7 @@ __all__ = [
     "Publication",
     "Publish",
     "Refresh",
+    "Release",
     "Request",
     "Requests",
     "Send",
@@ -45,6 +48,7 @@ __all__ = [
     "Unsubscribe",
     "decode_error",
     "encode",
+    "result",
 ]
 
 VERSION: Final = 1
@@ -188,7 +192,14 @@ class Publish(msgspec.Struct, array_like=True, tag="publish"):
     data: bytes
 
 
-TopicRequest = Attach | Detach | Hold | Publish
+class Release(msgspec.Struct, array_like=True, tag="release"):
+    """Removes an edge from all topics of a partition; what it still wants, it attaches right after this."""
+
+    partition: int
+    edge_id: str
+
+
+TopicRequest = Attach | Detach | Hold | Publish | Release
 """What the owner of a partition is asked."""
 
 
@@ -216,6 +227,13 @@ class Fan(msgspec.Struct, array_like=True):
 
     version: int
     batches: list[TopicBatch]
+
+
+class FanOut(msgspec.Struct, array_like=True):
+    """A `Fan` as its sender builds it: each batch is encoded once, for all the edges that get it."""
+
+    version: int
+    batches: list[msgspec.Raw]
 
 
 # ------------------------------------------------------------------------------------------------ workers, owners → edge

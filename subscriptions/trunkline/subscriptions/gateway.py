@@ -1,0 +1,47 @@
+"""`publish.<topic>`: where any program that knows NATS publishes. JSON in, JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from trunkline.shared.bus import Bus, Message
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.logs import get_logger
+from trunkline.shared.metrics import drops
+from trunkline.shared.positions import Position
+from trunkline.shared.subjects import Subjects
+
+__all__ = ["Gateway"]
+
+log = get_logger(__name__)
+
+
+class Gateway:
+    """Turns messages of outsiders into publications.
+
+    As a request it answers `{"offset":…,"epoch":…}` or `{"error":{"code":…,"message":…}}`; a plain publish that fails is
+    counted by its code.
+    """
+
+    def __init__(self, bus: Bus, subjects: Subjects, publish: Callable[[str, bytes], Position]) -> None:
+        self._bus = bus
+        self._subjects = subjects
+        self._publish = publish
+
+    def receive(self, message: Message) -> None:
+        """Handles one message of `publish.>`."""
+        try:
+            position = self._publish(self._subjects.topic_of_publish(message.subject), message.data)
+            answer: dict[str, object] = {"offset": position.offset, "epoch": position.epoch}
+        except TrunklineError as error:
+            answer = {"error": {"code": error.code, "message": error.message}}
+            if not message.reply:
+                drops.labels("subscriptions", f"publish: {error.code}").inc()
+        if message.reply:
+            try:
+                self._bus.publish(message.reply, msgspec.json.encode(answer))
+            except TrunklineError as error:
+                level = log.debug if error.code == ErrorCode.UNAVAILABLE.code else log.warning
+                level("an answer to a publisher could not be sent", code=error.code)

@@ -1,0 +1,176 @@
+"""The owner of partitions: answers requests about their topics. Pure code but for the clock that it is given.
+
+One `Owner` lives as long as one claim; its `term` is the claim's. When the claim is lost the object is thrown away, and
+all that it knew with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from trunkline.shared import wire
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.positions import Position
+from trunkline.shared.topics import check_topic
+from trunkline.subscriptions.topic import Topic
+
+__all__ = ["Owner", "check_json"]
+
+ENVELOPE_BYTES: Final = 1024
+"""Room for the envelope around the largest publication."""
+
+_skip_json = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def check_json(data: bytes) -> None:
+    """Raises `TrunklineError(INVALID)` unless `data` is one JSON value in UTF-8.
+
+    It is embedded as it is into frames, where anything else would break the clients.
+    """
+    try:
+        str(data, "utf-8")
+        _skip_json(data)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        raise TrunklineError(ErrorCode.INVALID, "a publication is one JSON value in UTF-8") from None
+
+
+class Owner:
+    """Topics, the edges attached to them, and what is due to be fanned out.
+
+    `on_due` is called when the first publication becomes due after a `take_due`.
+    """
+
+    def __init__(
+        self,
+        term: int,
+        on_due: Callable[[], None],
+        *,
+        max_payload: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.term = term
+        self.topics: dict[str, Topic] = {}
+        self.published = 0
+        self._on_due = on_due
+        self._max_payload = max_payload
+        self._clock = clock
+        self._due: list[Topic] = []
+        self._heard: dict[str, float] = {}
+        self._attached: dict[str, dict[int, set[str]]] = {}
+
+    # ------------------------------------------------------------------ requests
+
+    def attach(self, name: str, edge_id: str) -> wire.Attached:
+        """Adds an edge to a topic: it gets everything after the returned position. Repeating it is harmless."""
+        topic = self._topic(name)
+        topic.edges.add(edge_id)
+        self._heard[edge_id] = topic.touched_at = self._clock()
+        self._attached.setdefault(edge_id, {}).setdefault(topic.partition, set()).add(name)
+        return wire.Attached(topic.position, self.term)
+
+    def detach(self, name: str, edge_id: str) -> None:
+        """Removes an edge from a topic; what is already due to it still leaves."""
+        topic = self.topics.get(name)
+        if topic is not None:
+            topic.edges.discard(edge_id)
+            topic.touched_at = self._clock()
+            self._attached.get(edge_id, {}).get(topic.partition, set()).discard(name)
+
+    def release(self, partition: int, edge_id: str) -> None:
+        """Removes an edge from all topics of a partition."""
+        for name in self._attached.get(edge_id, {}).pop(partition, set()):
+            self.topics[name].edges.discard(edge_id)
+
+    def hold(self, partition: int, edge_id: str) -> wire.Held:
+        """Notes that an edge lives. The answer lets it see whether both believe the same."""
+        if edge_id in self._attached:
+            self._heard[edge_id] = self._clock()
+        return wire.Held(len(self._attached.get(edge_id, {}).get(partition, ())), self.term)
+
+    def publish(self, name: str, data: bytes) -> Position:
+        """Gives a publication its position. Raises `TrunklineError`: `INVALID`, `TOO_LARGE`, `BAD_REQUEST`."""
+        check_json(data)
+        if len(data) > self._max_payload - ENVELOPE_BYTES:
+            raise TrunklineError(
+                ErrorCode.TOO_LARGE, f"a publication has at most {self._max_payload - ENVELOPE_BYTES} bytes"
+            )
+        topic = self._topic(name)
+        position = topic.publish(data, self._clock())
+        self.published += 1
+        if len(topic.pending) == 1:
+            self._due.append(topic)
+            if len(self._due) == 1:
+                self._on_due()
+        return position
+
+    def _topic(self, name: str) -> Topic:
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self.topics[name] = Topic(check_topic(name), self._clock())
+        return topic
+
+    # ------------------------------------------------------------------ fan-out
+
+    def is_due(self, name: str) -> bool:
+        """Whether a topic has publications that were not taken."""
+        topic = self.topics.get(name)
+        return topic is not None and bool(topic.pending)
+
+    def take_due(self) -> Iterable[tuple[str, bytes]]:
+        """Returns `(edge_id, message)` pairs that carry all that is due, each below the broker's limit.
+
+        A topic's publications are encoded once, whatever the number of edges.
+        """
+        due, self._due = self._due, []
+        limit = self._max_payload - ENVELOPE_BYTES // 2
+        by_edge: dict[str, list[bytes]] = {}
+        for topic in due:
+            parts = self._encode(topic, limit)
+            for edge_id in topic.edges:
+                by_edge.setdefault(edge_id, []).extend(parts)
+        for edge_id, parts in by_edge.items():
+            group: list[msgspec.Raw] = []
+            size = 0
+            for part in parts:
+                if group and size + len(part) > limit:
+                    yield edge_id, wire.encode(wire.FanOut(wire.VERSION, group))
+                    group, size = [], 0
+                group.append(msgspec.Raw(part))
+                size += len(part)
+            yield edge_id, wire.encode(wire.FanOut(wire.VERSION, group))
+
+    def _encode(self, topic: Topic, limit: int) -> list[bytes]:
+        parts: list[bytes] = []
+        group: list[wire.Publication] = []
+        size = 0
+        for publication in topic.take_pending():
+            if group and size + len(publication.data) + 16 > limit - ENVELOPE_BYTES // 2:
+                parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, self.term, group)))
+                group, size = [], 0
+            group.append(publication)
+            size += len(publication.data) + 16
+        parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, self.term, group)))
+        return parts
+
+    # ------------------------------------------------------------------ sweeping
+
+    def sweep(self, *, edge_timeout_s: float, topic_idle_s: float) -> list[str]:
+        """Forgets edges that have been silent for too long, and topics that nobody uses. Returns the edges."""
+        now = self._clock()
+        silent = [edge_id for edge_id, at in self._heard.items() if now - at > edge_timeout_s]
+        for edge_id in silent:
+            for partition in list(self._attached[edge_id]):
+                self.release(partition, edge_id)
+            del self._attached[edge_id], self._heard[edge_id]
+        for name in [name for name, topic in self.topics.items() if topic.idle(now, topic_idle_s)]:
+            del self.topics[name]
+        return silent
+
+    @property
+    def edges(self) -> int:
+        """How many edges are attached."""
+        return len(self._attached)

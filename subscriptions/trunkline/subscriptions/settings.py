@@ -1,0 +1,24 @@
+"""Settings of the subscription service."""
+
+from pydantic import Field
+
+from trunkline.shared.settings import RoleSettings
+
+__all__ = ["SubscriptionSettings"]
+
+
+class SubscriptionSettings(RoleSettings, role="subscriptions"):
+    """See `CommonSettings` for where values come from."""
+
+    lease_s: int = Field(
+        3, ge=2, le=60, description="seconds after which another instance may own the partitions of a silent one"
+    )
+    edge_timeout_s: float = Field(
+        10.0, gt=0, description="seconds of silence after which an edge gets no more publications until it attaches again"
+    )
+    topic_idle_s: float = Field(
+        300.0, gt=0, description="seconds after which an ephemeral topic that nobody uses is forgotten"
+    )
+    fan_interval_s: float = Field(
+        0.002, ge=0, description="least seconds between two batches to an edge under load; the first leaves at once"
+    )
