@@ -68,17 +68,25 @@ class CloseCode(IntEnum):
 class TrunklineError(Exception):
     """An error with a code, meant for whoever asked: a client, a handler or another service.
 
-    `detail` is JSON-encodable and safe to show. `code` is a name of `ErrorCode`, or a user's own from `Reject`.
+    `detail` is JSON-encodable and safe to show. `code` is a name of `ErrorCode`, or a user's own from `Reject`. `status` is
+    the HTTP status for a client whose connection is refused with this; None leaves it to the edge.
     """
 
     def __init__(
-        self, code: ErrorCode | str, message: str, *, detail: Any = None, retry_after_s: float | None = None
+        self,
+        code: ErrorCode | str,
+        message: str,
+        *,
+        detail: Any = None,
+        retry_after_s: float | None = None,
+        status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code.code if isinstance(code, ErrorCode) else code
         self.message = message
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.status = status
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -182,10 +183,14 @@ class Caller:
 
 
 class Answerer:
-    """Sends answers, those of one tick to one inbox as one message."""
+    """Sends answers, those of one tick to one inbox as one message.
 
-    def __init__(self, bus: Bus) -> None:
+    `before_send` is called before each of them: to send what must arrive before the answers (`Caller.flush`).
+    """
+
+    def __init__(self, bus: Bus, before_send: Callable[[], None] = lambda: None) -> None:
         self._bus = bus
+        self._before_send = before_send
         self._gathering: dict[str, tuple[str, list[wire.Answer], int]] = {}
         self._flush_due = False
         self._loop = asyncio.get_running_loop()
@@ -223,6 +228,7 @@ class Answerer:
             self._loop.call_soon(self.flush)
 
     def _send(self, reply: str, items: list[wire.Answer]) -> None:
+        self._before_send()
         payload = wire.encode(wire.Answers(wire.VERSION, items))
         if len(payload) > self._bus.max_payload:
             error = TrunklineError(ErrorCode.TOO_LARGE, "the answer is larger than the broker takes")

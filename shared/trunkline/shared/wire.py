@@ -65,23 +65,24 @@ class Encoding:
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):
-    """Why a request failed. `detail` is JSON bytes."""
+    """Why a request failed. `detail` is JSON bytes, `status` an HTTP status for a refused connection."""
 
     code: str
     message: str
     detail: bytes | None = None
     retry_after_s: float | None = None
+    status: int | None = None
 
     @classmethod
     def of(cls, error: TrunklineError) -> Failure:
         """Returns the envelope of an exception."""
         detail = None if error.detail is None else msgspec.json.encode(error.detail)
-        return cls(error.code, error.message, detail, error.retry_after_s)
+        return cls(error.code, error.message, detail, error.retry_after_s, error.status)
 
     def exception(self) -> TrunklineError:
         """Returns the exception that this envelope carries."""
         detail = None if self.detail is None else msgspec.json.decode(self.detail)
-        return TrunklineError(self.code, self.message, detail=detail, retry_after_s=self.retry_after_s)
+        return TrunklineError(self.code, self.message, detail=detail, retry_after_s=self.retry_after_s, status=self.status)
 
 
 class Request(msgspec.Struct, array_like=True):
@@ -119,10 +120,11 @@ class Answers(msgspec.Struct, array_like=True):
 class Call(msgspec.Struct, array_like=True):
     """An event of a connection that a handler answers with a `CallResult`.
 
-    `kind` is `connect`, `message`, `disconnect`, `subscribe` or `publish`. `payload` is the client's message without its
-    routing field and id (`message`), the query and headers (`connect`), the code and reason (`disconnect`) or the topic
-    (`subscribe`, `publish`). `timeout_s` is what is left of the client's patience when the edge sends this: relative, since
-    clocks differ.
+    `kind` is `connect`, `message`, `disconnect`, `subscribe`, `publish`, `history` or `presence`. `payload` is the client's
+    message without its routing field and id (`message`), or JSON: `{"query": …, "headers": …}` (`connect`),
+    `{"code": …, "reason": …}` (`disconnect`), `{"topic": …}` (the four operations on a topic, whose result is `true` or
+    `false`). `action` is the client's own, also where `$default` answers it. `timeout_s` is what is left of the client's
+    patience when the edge sends this: relative, since clocks differ.
     """
 
     connection_id: str
