@@ -18,16 +18,15 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import Processor
 
-__all__ = ["LogFormat", "LogLevel", "configure", "get_logger", "redact"]
+__all__ = ["LogFormat", "LogLevel", "configure", "get_logger", "identify", "redact"]
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 HIDDEN = "***"
 
-_SECRET_FIELD = re.compile(
-    r"password|passwd|secret|token|authorization|cookie|credential|api_?key", re.IGNORECASE
-)
+_identity: dict[str, str] = {}
+_SECRET_FIELD = re.compile(r"password|passwd|secret|token|authorization|cookie|credential|api_?key", re.IGNORECASE)
 _URL_USER_INFO = re.compile(r"(?<=://)(?:([^\s/@,:]*):)?[^\s,]*@")
 
 
@@ -46,14 +45,7 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
-def configure(
-    role: str,
-    *,
-    level: LogLevel = "info",
-    format: LogFormat = "auto",
-    instance: str = "",
-    stream: TextIO | None = None,
-) -> None:
+def configure(role: str, *, level: LogLevel = "info", format: LogFormat = "auto", stream: TextIO | None = None) -> None:
     """Send all logs of this process, those of other libraries too, to `stream` (stderr unless given).
 
     `auto` is `console` on a terminal and `json` elsewhere. Lines of JSON carry `role` and `instance`. Called
@@ -77,10 +69,11 @@ def configure(
             structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0),
         ]
     else:
-        identity = {"role": role, "instance": instance} if instance else {"role": role}
+        _identity.clear()
+        _identity["role"] = role
         last = [
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _adder(identity),
+            _identify,
             structlog.processors.format_exc_info,
             _hide_secrets,
             structlog.processors.JSONRenderer(),
@@ -110,16 +103,18 @@ def configure(
     logging.captureWarnings(True)
 
 
+def identify(instance: str) -> None:
+    """From now on lines of JSON carry this `instance`."""
+    _identity["instance"] = instance
+
+
 def _forced_color() -> bool:
     return bool(os.environ.get("FORCE_COLOR")) and not os.environ.get("NO_COLOR")
 
 
-def _adder(fields: Mapping[str, str]) -> Processor:
-    def add(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-        event.update(fields)
-        return event
-
-    return add
+def _identify(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    event.update(_identity)
+    return event
 
 
 def _hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:

@@ -5,6 +5,8 @@ roles, reasons, actions of the manifest; never topics, users or connections. On 
 child, not the parent: `slow = drops.labels("edge", "slow client")` once, then `slow.inc()`.
 """
 
+from importlib.metadata import version
+
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, generate_latest
 
 __all__ = ["CONTENT_TYPE", "drops", "expose", "identify", "task_failures"]
@@ -30,9 +32,9 @@ _process = Gauge(
 )
 
 
-def identify(role: str, instance: str, version: str) -> None:
+def identify(role: str, instance: str) -> None:
     """Name this process in its metrics. Called once, at start."""
-    _process.labels(role, instance, version).set(1)
+    _process.labels(role, instance, version("trunkline")).set(1)
 
 
 def expose() -> bytes:

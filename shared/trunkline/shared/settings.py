@@ -22,15 +22,7 @@ from typing import Any, ClassVar, Final, Self
 
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
-from pydantic_settings import (
-    SettingsError as DecodeError,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from trunkline.shared.logs import HIDDEN, LogFormat, LogLevel, redact
 
@@ -70,17 +62,13 @@ class CommonSettings(BaseSettings):
     nats_credentials: Path | None = Field(None, description="a NATS .creds file, instead of a user")
     prefix: str = Field(
         "trunkline",
-        pattern=r"^[A-Za-z0-9_-]+$",
+        pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
         description="first token of all subjects, streams and buckets, so that clusters can share a NATS",
     )
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
     log_format: LogFormat = Field("auto", description="json, console, or auto (console on a terminal)")
-    health_host: str = Field(
-        "127.0.0.1", description="where health and metrics listen; an edge has them on its port"
-    )
-    health_port: int = Field(
-        0, ge=-1, le=65535, description="port for health and metrics; 0: a free one, -1: none"
-    )
+    health_host: str = Field("127.0.0.1", description="where health and metrics listen; an edge has them on its port")
+    health_port: int = Field(0, ge=-1, le=65535, description="port for health and metrics; 0: a free one, -1: none")
     stop_timeout_s: float = Field(25.0, gt=0, description="seconds that a stop may take before it is cut off")
     ready_file: Path | None = Field(
         None, description="written when ready, with pid and addresses as JSON; removed at the stop"
@@ -120,10 +108,12 @@ class CommonSettings(BaseSettings):
         mistakes = [*_unknown_variables(cls), *_unknown_keys(cls, path, content)]
         if mistakes:
             raise SettingsError(_listed(mistakes))
+        if unknown := set(arguments or {}) - set(cls.model_fields):
+            raise TypeError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
         for source, layer in (
-            ("argument", {name: value for name, value in (arguments or {}).items() if value is not None}),
+            ("argument", _Texts(cls, arguments or {})()),
             (f"env {_variable(cls.role)}", _read_environment(cls, _variable(cls.role)) if cls.role else {}),
             (f"env {PREFIX}", _read_environment(CommonSettings, PREFIX)),
             (f"file {path}", content.get(cls.role, {}) if cls.role else {}),
@@ -143,6 +133,10 @@ class CommonSettings(BaseSettings):
     def source(self, name: str) -> str:
         """Where the value of a setting came from: `argument`, `env <variable>`, `file <path>` or `default`."""
         return self._sources.get(name, "default")
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, redact(value) if isinstance(value, str) else value
 
     @property
     def nats_servers(self) -> list[str]:
@@ -180,12 +174,21 @@ def print_settings(settings: CommonSettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Environment(EnvSettingsSource):
+class _Texts(EnvSettingsSource):
+    """pydantic-settings' way from text to values, for texts of any origin."""
+
+    def __init__(self, cls: type[CommonSettings], texts: Mapping[str, str | None]) -> None:
+        super().__init__(cls, env_prefix="")
+        self.env_vars = {name: text for name, text in texts.items() if text}
+
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         text = str(value).strip()
-        if text[:1] in ("[", "{"):
+        if text[:1] not in ("[", "{"):
+            return [part.strip() for part in text.split(",") if part.strip()]
+        try:
             return json.loads(text)
-        return [part.strip() for part in text.split(",") if part.strip()]
+        except ValueError:
+            return text  # which the field refuses, in words that name it
 
 
 def _variable(role: str) -> str:
@@ -193,10 +196,7 @@ def _variable(role: str) -> str:
 
 
 def _read_environment(cls: type[CommonSettings], prefix: str) -> dict[str, Any]:
-    try:
-        return _Environment(cls, env_prefix=prefix, env_ignore_empty=True)()
-    except DecodeError as error:
-        raise SettingsError(_listed([f"{prefix}*: {error}; a list is JSON or has commas"])) from error
+    return _Texts(cls, {name: os.environ.get(prefix + name.upper()) for name in cls.model_fields})()
 
 
 def _read_file() -> tuple[Path, dict[str, Any]]:
@@ -219,7 +219,7 @@ def _unknown_variables(cls: type[CommonSettings]) -> Iterable[str]:
     others = tuple(_variable(role) for role in ROLES - {cls.role})
     for name in sorted(os.environ):
         upper = name.upper()
-        if upper.startswith(PREFIX) and upper not in known and not upper.startswith(others):
+        if upper.startswith(PREFIX) and name not in known and not name.startswith(others):
             yield f"{name}: no such setting{_meant(upper, known)}"
 
 
@@ -257,9 +257,7 @@ def _listed(mistakes: Iterable[str]) -> str:
 
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return (
-            "{ " + ", ".join(f"{json.dumps(str(key))} = {_toml(each)}" for key, each in value.items()) + " }"
-        )
+        return "{ " + ", ".join(f"{json.dumps(str(key))} = {_toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list | tuple | set | frozenset):
         return "[" + ", ".join(_toml(each) for each in value) + "]"
     if isinstance(value, bool | int | float):

@@ -17,15 +17,15 @@ from typing import Any, Protocol, TypeVar
 
 import uvloop
 
-from trunkline.shared.logs import get_logger
-from trunkline.shared.metrics import task_failures
+from trunkline.shared import logs, metrics
+from trunkline.shared.settings import CommonSettings
 
 __all__ = ["Service", "TaskEndedError", "Tasks", "backoff_s", "every", "fail_with", "run_service"]
 
 T = TypeVar("T")
 Fail = Callable[[BaseException], object]
 
-log = get_logger(__name__)
+log = logs.get_logger(__name__)
 
 
 class TaskEndedError(RuntimeError):
@@ -67,7 +67,7 @@ class Tasks:
         self._essential.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            task_failures.labels(self._owner, task.get_name()).inc()
+            metrics.task_failures.labels(self._owner, task.get_name()).inc()
             log.error("task failed", task=task.get_name(), essential=essential, exc_info=error)
         if essential and not self._closed:
             self._fail(error or TaskEndedError(f"{task.get_name()} ended, which it must not"))
@@ -106,9 +106,7 @@ def fail_with(failed: asyncio.Future[None]) -> Fail:
     return fail
 
 
-async def every(
-    interval_s: float, work: Callable[[], Awaitable[object] | None], *, jitter: float = 0.1
-) -> None:
+async def every(interval_s: float, work: Callable[[], Awaitable[object] | None], *, jitter: float = 0.1) -> None:
     """Call `work` for ever, `interval_s` ± `jitter` (a fraction) after the last call ended; an exception ends
     it.
 
@@ -131,46 +129,43 @@ def backoff_s(attempt: int, *, base_s: float = 0.1, most_s: float = 5.0) -> floa
 class Service(Protocol):
     """What the process of a role runs."""
 
+    instance: str
+    """The name of this process, in logs and metrics."""
+
     failed: asyncio.Future[None]
     """Gets an exception when the service cannot go on. Never a result."""
 
     @property
     def addresses(self) -> Mapping[str, str]:
-        """After `start`: where this process listens, for example `{"url": "http://127.0.0.1:8080"}`; `health`
-        is the base of its health routes. Real ports, also where the settings said 0.
+        """After `start`: where it listens, with real ports; `url` for its users, `health` for its health
+        routes.
         """
 
     async def start(self) -> None:
         """Return when the service does its job: connected, bound, ready. Raises what keeps it from that."""
 
     async def stop(self) -> None:
-        """Finish what runs, release everything, return. Also called when `start` raised or was cancelled half
-        way.
-        """
+        """Finish what runs, release everything. Also called when `start` raised or was cancelled half way."""
 
 
-def run_service(
-    create: Callable[[], Service], *, stop_timeout_s: float, ready_file: Path | None = None
-) -> int:
-    """Run a service until SIGTERM or SIGINT, or until it fails. Returns the exit code: 0, or 1 after a
-    failure.
+def run_service(create: Callable[[], Service], settings: CommonSettings) -> bool:
+    """Run a service until SIGTERM or SIGINT. False if it did not stop cleanly within `stop_timeout_s`.
 
     The last thing a process does: `create` is called in a new event loop (uvloop). The first signal starts
-    `stop`, which gets `stop_timeout_s` seconds; after them the process ends at once, even when the event loop
-    is blocked. A second signal ends it at once, too. An exception of `start` is raised here, after `stop`,
-    since it most often is a mistake in the settings that the caller can explain.
+    `stop`. When its time is up the process ends at once, with code 1, even if the event loop is blocked; so
+    does a second signal. What `start` raises or `failed` gets is raised here, after `stop`.
 
-    When the service has started, `ready_file` gets `{"pid": …, "addresses": {…}}`, in one step.
+    Once the service has started, the file `ready_file` has `{"pid": …, "addresses": {…}}`, in one step.
     """
-    return uvloop.run(_run(create, stop_timeout_s, ready_file))
+    return uvloop.run(_run(create, settings))
 
 
-async def _run(create: Callable[[], Service], stop_timeout_s: float, ready_file: Path | None) -> int:
+async def _run(create: Callable[[], Service], settings: CommonSettings) -> bool:
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[None] = loop.create_future()
 
     def request_stop(number: signal.Signals) -> None:
-        log.info("stopping", signal=number.name, timeout_s=stop_timeout_s)
+        log.info("stopping", signal=number.name, timeout_s=settings.stop_timeout_s)
         for each in (signal.SIGTERM, signal.SIGINT):
             # The kernel's default from here on: a second signal works even if the event loop does not.
             loop.remove_signal_handler(each)
@@ -181,26 +176,30 @@ async def _run(create: Callable[[], Service], stop_timeout_s: float, ready_file:
         loop.add_signal_handler(each, request_stop, each)
 
     service = create()
+    logs.identify(service.instance)
+    metrics.identify(settings.role, service.instance)
     starting = loop.create_task(service.start(), name="start")
     stopped = False
     try:
         await asyncio.wait({starting, stopping, service.failed}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            if ready_file is not None:
-                _announce(ready_file, service.addresses)
+            if settings.ready_file is not None:
+                _announce(settings.ready_file, service.addresses)
             await asyncio.wait({stopping, service.failed}, return_when=asyncio.FIRST_COMPLETED)
-        failure = service.failed.exception() if service.failed.done() else None
-        if failure is not None:
-            log.critical("failed, so this process ends", exc_info=failure)
+        if service.failed.done():
+            error = service.failed.exception()
+            # Now, not when it is raised: stop may not return.
+            log.error("failed, so it stops", error=f"{type(error).__name__}: {error}")
+            service.failed.result()
     finally:
-        _end_within(stop_timeout_s + 1.0)
-        if ready_file is not None:
-            _withdraw(ready_file)
+        _end_within(settings.stop_timeout_s + 1.0)
+        if settings.ready_file is not None:
+            _withdraw(settings.ready_file)
         starting.cancel()
         await asyncio.wait({starting})
-        stopped = await _stop(service, stop_timeout_s)
-    return 0 if stopped and failure is None else 1
+        stopped = await _stop(service, settings.stop_timeout_s)
+    return stopped
 
 
 async def _stop(service: Service, timeout_s: float) -> bool:
