@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, Route, WebSocketRoute, expect
 from tests.support.browser import ARTIFACTS, chromium
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 STATIC = Path(__file__).parents[2] / "examples/chat/static"
 URL = "http://chat.test/"
@@ -72,7 +73,7 @@ async def serve(route: Route) -> None:
     await route.fulfill(path=STATIC / (urlsplit(route.request.url).path.lstrip("/") or "index.html"))
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     async with chromium() as browser:
         yield browser
@@ -83,8 +84,8 @@ def edge() -> Edge:
     return Edge()
 
 
-@pytest.fixture
-async def page(browser: Browser, edge: Edge) -> Page:
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser, edge: Edge) -> AsyncIterator[Page]:
     page = await browser.new_page(viewport={"width": 1200, "height": 800})
     page.set_default_timeout(WAIT_S * 1000)
     await page.route(URL + "*", serve)
@@ -94,7 +95,8 @@ async def page(browser: Browser, edge: Edge) -> Page:
     await edge.connections(1)
     await edge.frame("$subscribe")
     await shows_state(page, "Online")
-    return page
+    yield page
+    await page.close()
 
 
 async def shows_state(page: Page, state: str) -> None:
