@@ -33,9 +33,7 @@ def health_routes(readiness: Readiness) -> list[web.RouteDef]:
 
     async def ready(_request: web.Request) -> web.Response:
         reasons = await _reasons(readiness)
-        return web.json_response(
-            {"ready": not reasons, "reasons": list(reasons)}, status=503 if reasons else 200
-        )
+        return web.json_response({"ready": not reasons, "reasons": list(reasons)}, status=503 if reasons else 200)
 
     async def show_metrics(_request: web.Request) -> web.Response:
         return web.Response(body=metrics.expose(), headers={"Content-Type": metrics.CONTENT_TYPE})
