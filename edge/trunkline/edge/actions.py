@@ -1,0 +1,126 @@
+"""The actions that the edge answers itself: `$subscribe`, `$unsubscribe`, `$publish`, `$history`, `$presence`,
+`$refresh` and `$ping`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from trunkline.edge.auth import Authenticator
+from trunkline.edge.connection import Connection
+from trunkline.edge.protocols.adapter import Incoming
+from trunkline.edge.subscribing import Subscribing
+from trunkline.shared import wire
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.positions import Position
+from trunkline.shared.rpc import Caller
+from trunkline.shared.subjects import Subjects
+from trunkline.shared.topics import partition_of
+
+__all__ = ["OwnActions"]
+
+decode_position: Final = msgspec.msgpack.Decoder(Position).decode
+
+Fields = dict[str, object]
+
+
+class OwnActions:
+    """Each method writes exactly one reply frame, or raises the `TrunklineError` that becomes one."""
+
+    def __init__(
+        self,
+        subscribing: Subscribing,
+        caller: Caller,
+        subjects: Subjects,
+        authenticator: Authenticator,
+        expire: Callable[[Connection, float | None], None],
+        timeout_s: float,
+    ) -> None:
+        self._subscribing = subscribing
+        self._caller = caller
+        self._subjects = subjects
+        self._authenticator = authenticator
+        self._expire = expire
+        self._timeout_s = timeout_s
+        self._handlers: dict[str, Callable[[Connection, Incoming, Fields], Awaitable[None]]] = {
+            "$subscribe": self._subscribe,
+            "$unsubscribe": self._unsubscribe,
+            "$publish": self._publish,
+            "$history": self._history,
+            "$presence": self._presence,
+            "$refresh": self._refresh,
+            "$ping": self._ping,
+        }
+
+    async def handle(self, connection: Connection, incoming: Incoming) -> None:
+        """Handles an action whose name begins with `$`."""
+        handler = self._handlers.get(incoming.action)
+        if handler is None:
+            known = ", ".join(self._handlers)
+            raise TrunklineError(ErrorCode.UNKNOWN_ACTION, f"unknown; actions that begin with $ are {known}")
+        await handler(connection, incoming, connection.adapter.decode_fields(incoming.payload))
+
+    async def _subscribe(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
+        topic = _text(fields, "topic")
+        since = _since(fields)
+        position = await self._subscribing.subscribe(connection, topic, ask_policy=True)
+        reply: Fields = {"topic": topic, "offset": position.offset, "epoch": position.epoch}
+        if since is not None:
+            # Without a log nothing can be replayed: recovered is who has missed nothing.
+            reply |= {"recovered": since == position, "messages": []}
+        connection.write(connection.adapter.reply_fields(incoming, reply))
+
+    async def _unsubscribe(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
+        topic = _text(fields, "topic")
+        self._subscribing.unsubscribe(connection, topic)
+        connection.write(connection.adapter.reply_fields(incoming, {"topic": topic}))
+
+    async def _publish(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
+        topic = _text(fields, "topic")
+        data = connection.adapter.publication_json(incoming.payload)
+        await self._subscribing.allow(connection, topic, "publish")
+        body = wire.encode(wire.Publish(topic, data))
+        answer = await self._caller.request(self._subjects.partition(partition_of(topic)), body, self._timeout_s)
+        position = decode_position(answer)
+        reply: Fields = {"topic": topic, "offset": position.offset, "epoch": position.epoch}
+        connection.write(connection.adapter.reply_fields(incoming, reply))
+
+    async def _history(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
+        check = _text(fields, "topic")
+        raise TrunklineError(ErrorCode.NOT_AVAILABLE, f"the namespace of {check} keeps no history")
+
+    async def _presence(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
+        check = _text(fields, "topic")
+        raise TrunklineError(ErrorCode.NOT_AVAILABLE, f"the namespace of {check} keeps no presence")
+
+    async def _refresh(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
+        identity = await self._authenticator.verify(_text(fields, "token"))
+        if identity.user != connection.identity.user:
+            raise TrunklineError(ErrorCode.FORBIDDEN, "the new token is of another user")
+        if identity.channels is not None and connection.channel not in identity.channels:
+            raise TrunklineError(ErrorCode.FORBIDDEN, "the new token does not allow this channel")
+        connection.identity = identity
+        self._expire(connection, identity.expires_at)
+        connection.write(connection.adapter.reply_fields(incoming, {"expires_at": identity.expires_at}))
+
+    async def _ping(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
+        connection.write(connection.adapter.reply_fields(incoming, {}))
+
+
+def _text(fields: Fields, name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise TrunklineError(ErrorCode.BAD_REQUEST, f"`{name}` is missing or not a string")
+    return value
+
+
+def _since(fields: Fields) -> Position | None:
+    """The position that a client comes back with, if it does."""
+    offset, epoch = fields.get("offset"), fields.get("epoch")
+    if offset is None and epoch is None:
+        return None
+    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0 or not isinstance(epoch, str):
+        raise TrunklineError(ErrorCode.BAD_REQUEST, "a position is `offset`, an integer, and `epoch`, a string")
+    return Position(offset, epoch)

@@ -1,0 +1,123 @@
+"""From a client's message to one reply or error frame, one message after the other.
+
+The socket is not read while a call is under way: that keeps one connection's messages in order though workers are
+stateless, and lets TCP hold back a client that sends faster than its handlers answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Final
+
+import msgspec
+from prometheus_client import Counter
+
+from trunkline.edge.actions import OwnActions
+from trunkline.edge.calls import Calls
+from trunkline.edge.connection import Connection
+from trunkline.edge.manifests import Manifests
+from trunkline.edge.protocols.adapter import Incoming
+from trunkline.edge.protocols.plain import JSON, MSGPACK
+from trunkline.edge.socket import Socket
+from trunkline.shared.errors import ErrorCode, TrunklineError
+
+__all__ = ["Dispatcher"]
+
+CONCURRENT_CALLS: Final = 64
+"""How many calls of `concurrent` actions one connection may have under way."""
+
+messages = Counter("trunkline_messages_total", "Messages from clients.")
+errors = Counter("trunkline_error_frames_total", "Error frames to clients.", ["code"])
+
+
+class Dispatcher:
+    """Handles the messages of all connections of an edge."""
+
+    def __init__(self, manifests: Manifests, calls: Calls, actions: OwnActions, timeout_s: float) -> None:
+        self._manifests = manifests
+        self._calls = calls
+        self._actions = actions
+        self._timeout_s = timeout_s
+
+    async def run(self, connection: Connection, socket: Socket) -> None:
+        """Handles a connection's messages until it closes; then raises `SocketClosed`."""
+        while True:
+            data, binary = await socket.receive()
+            messages.inc()
+            connection.busy = True
+            incoming: Incoming | None = None
+            try:
+                if binary is not connection.adapter.binary:
+                    _settle(connection, binary)
+                connection.adapter_settled = True
+                incoming = connection.adapter.decode(data)
+                if incoming.action[:1] == "$":
+                    await self._actions.handle(connection, incoming)
+                else:
+                    await self._call(connection, incoming)
+            except TrunklineError as error:
+                errors.labels(_label(error)).inc()
+                connection.write(connection.adapter.error(incoming, error))
+            finally:
+                connection.busy = False
+                # A closing socket is not asleep: the sweep need not wait for an answer to know it.
+                socket.heard_at = asyncio.get_running_loop().time()
+
+    async def _call(self, connection: Connection, incoming: Incoming) -> None:
+        manifest = self._manifests.required(connection.channel)
+        route = manifest.actions.get(incoming.action)
+        if route is None and not manifest.default:
+            raise TrunklineError(ErrorCode.UNKNOWN_ACTION, "no handler for this action, and no default")
+        timeout_s = self._timeout_s if route is None or route.timeout_s is None else route.timeout_s
+        future = self._calls.start(
+            connection,
+            "message",
+            "$default" if route is None else incoming.action,
+            incoming.payload,
+            timeout_s,
+            encoding=connection.adapter.encoding,
+            action=incoming.action,
+            message_id=incoming.message_id,
+        )
+        if route is not None and route.concurrent and connection.concurrent < CONCURRENT_CALLS:
+            connection.concurrent += 1
+            future.add_done_callback(partial(self._finish_concurrent, connection, incoming))
+        else:
+            self._reply(connection, incoming, await future)
+
+    def _reply(self, connection: Connection, incoming: Incoming, answer: msgspec.Raw) -> None:
+        result = self._calls.settle(connection, answer)
+        if result.payload is not None or incoming.id is not None:
+            connection.write(connection.adapter.reply(incoming, result.payload))
+
+    def _finish_concurrent(self, connection: Connection, incoming: Incoming, future: asyncio.Future[msgspec.Raw]) -> None:
+        connection.concurrent -= 1
+        if future.cancelled():
+            return
+        failure = future.exception()
+        if failure is None:
+            self._reply(connection, incoming, future.result())
+        elif isinstance(failure, TrunklineError):
+            errors.labels(_label(failure)).inc()
+            connection.write(connection.adapter.error(incoming, failure))
+        else:
+            raise failure
+
+
+_CODES: Final = frozenset(code.code for code in ErrorCode)
+
+
+def _label(error: TrunklineError) -> str:
+    """A label for a metric: a user's own codes would be without bound."""
+    return error.code if error.code in _CODES else "rejected"
+
+
+def _settle(connection: Connection, binary: bool) -> None:
+    """Lets the first message choose between JSON and msgpack, unless the subprotocol did."""
+    if connection.adapter_settled or connection.topics:
+        raise TrunklineError(
+            ErrorCode.BAD_REQUEST,
+            "this connection speaks " + ("msgpack in binary frames" if connection.adapter.binary else "JSON in text frames"),
+        )
+    connection.adapter = MSGPACK if binary else JSON

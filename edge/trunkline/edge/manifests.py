@@ -1,0 +1,77 @@
+"""Follows the channels' manifests, so that a new action needs no restart of the edge."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trunkline.shared.bus import Bus
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.logs import get_logger
+from trunkline.shared.manifest import BUCKET, Manifest
+from trunkline.shared.subjects import Subjects
+from trunkline.shared.tasks import Tasks
+
+__all__ = ["Manifests"]
+
+POLL_S: Final = 10.0
+"""A safety net: changes are announced, but an announcement can be missed."""
+
+log = get_logger(__name__)
+
+
+class Manifests:
+    """The channels that workers have announced, by name."""
+
+    def __init__(self, bus: Bus, subjects: Subjects, tasks: Tasks) -> None:
+        self._bus = bus
+        self._bucket_name = subjects.bucket(BUCKET)
+        self._tasks = tasks
+        self._manifests: dict[str, Manifest] = {}
+        self._revisions: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._manifests)
+
+    def find(self, channel: str) -> Manifest | None:
+        """Returns a channel's manifest as it was announced last."""
+        return self._manifests.get(channel)
+
+    def changed(self, channel: str) -> None:
+        """Reads a channel's manifest again, soon."""
+        self._tasks.start(self._refresh_logged([channel]), "read a manifest")
+
+    async def refresh(self, channels: list[str] | None = None) -> None:
+        """Reads these manifests, or all. Raises `TrunklineError(UNAVAILABLE)` while the broker is away."""
+        bucket = await self._bus.bucket(self._bucket_name)
+        for channel in await bucket.keys() if channels is None else channels:
+            found = await bucket.get(channel)
+            if found is None:
+                self._manifests.pop(channel, None)
+                continue
+            value, revision = found
+            if self._revisions.get(channel) == revision:
+                continue
+            try:
+                self._manifests[channel] = Manifest.decode(value)
+            except ValueError as error:
+                log.error("a manifest cannot be used; the one before stays", channel=channel, error=type(error).__name__)
+            else:
+                log.info("channel", channel=channel, actions=sorted(self._manifests[channel].actions))
+            self._revisions[channel] = revision
+
+    async def _refresh_logged(self, channels: list[str] | None) -> None:
+        try:
+            await self.refresh(channels)
+        except TrunklineError as error:
+            log.warning("manifests could not be read; those before stay", code=error.code)
+
+    async def poll(self) -> None:
+        """Reads all manifests."""
+        await self._refresh_logged(None)
+
+    def required(self, channel: str) -> Manifest:
+        """Returns a channel's manifest. Raises `UNKNOWN_CHANNEL`."""
+        manifest = self._manifests.get(channel)
+        if manifest is None:
+            raise TrunklineError(ErrorCode.UNKNOWN_CHANNEL, "no worker has announced this channel; start one for it")
+        return manifest

@@ -1,0 +1,265 @@
+"""The edge's HTTP side: WebSocket upgrades, health, metrics, and in development the app's static files."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from prometheus_client import Counter
+
+from trunkline.edge.auth import Authenticator, origin_allowed, token_of
+from trunkline.edge.calls import Calls
+from trunkline.edge.connection import Connection
+from trunkline.edge.dispatch import Dispatcher
+from trunkline.edge.hub import Hub
+from trunkline.edge.liveness import Liveness
+from trunkline.edge.manifests import Manifests
+from trunkline.edge.protocols.plain import JSON, MSGPACK
+from trunkline.edge.settings import EdgeSettings
+from trunkline.edge.socket import Socket, SocketClosed
+from trunkline.edge.subscribing import Subscribing
+from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
+from trunkline.shared.health import Readiness, health_routes
+from trunkline.shared.logs import get_logger
+from trunkline.shared.manifest import Manifest
+from trunkline.shared.tasks import Tasks
+
+__all__ = ["Server"]
+
+MSGPACK_SUBPROTOCOL: Final = "trunkline.msgpack"
+JSON_SUBPROTOCOL: Final = "trunkline.json"
+STATUS: Final = {
+    ErrorCode.UNAUTHORIZED.code: 401,
+    ErrorCode.TOKEN_EXPIRED.code: 401,
+    ErrorCode.FORBIDDEN.code: 403,
+    ErrorCode.UNKNOWN_CHANNEL.code: 404,
+    ErrorCode.BAD_REQUEST.code: 400,
+    ErrorCode.INVALID.code: 400,
+    ErrorCode.OVERLOADED.code: 503,
+    ErrorCode.LIMIT.code: 503,
+    ErrorCode.NO_WORKER.code: 503,
+    ErrorCode.UNAVAILABLE.code: 503,
+    ErrorCode.TIMEOUT.code: 504,
+    ErrorCode.INTERNAL.code: 500,
+}
+"""HTTP status of a refusal before the upgrade; a handler's own code is 403."""
+PASSED_HEADERS: Final = ("User-Agent", "Accept-Language", "X-Forwarded-For", "X-Request-Id")
+
+accepted = Counter("trunkline_connections_accepted_total", "Connections that were opened.")
+refused = Counter("trunkline_connections_refused_total", "Upgrades that were refused.", ["status"])
+
+log = get_logger(__name__)
+
+
+class Server:
+    """Accepts clients, and sees each connection from its upgrade to its end."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        edge_id: str,
+        hub: Hub,
+        manifests: Manifests,
+        authenticator: Authenticator,
+        calls: Calls,
+        subscribing: Subscribing,
+        dispatcher: Dispatcher,
+        liveness: Liveness,
+        tasks: Tasks,
+        readiness: Readiness,
+    ) -> None:
+        self._settings = settings
+        self._edge_id = edge_id
+        self._hub = hub
+        self._manifests = manifests
+        self._authenticator = authenticator
+        self._calls = calls
+        self._subscribing = subscribing
+        self._dispatcher = dispatcher
+        self._liveness = liveness
+        self._tasks = tasks
+        self._asked: set[object] = set()
+        self._first_seen: dict[object, float] = {}
+        self._runner: web.AppRunner | None = None
+        self._app = web.Application()
+        self._app.add_routes([web.get("/ws/{channel}", self._connect), *health_routes(readiness)])
+        self._app.middlewares.append(self._note_request)
+        if settings.static_dir is not None:
+            self._serve_files()
+
+    # ------------------------------------------------------------------ life
+
+    async def listen(self) -> int:
+        """Starts to accept clients. Returns the port. `OSError` when it is taken."""
+        self._runner = web.AppRunner(
+            self._app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=30.0
+        )
+        await self._runner.setup()
+        site = web.TCPSite(
+            self._runner,
+            self._settings.host,
+            self._settings.port,
+            backlog=4096,
+            reuse_port=self._settings.reuse_port or None,
+        )
+        await site.start()
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def refuse_new(self) -> None:
+        """Stops to accept clients; those that are connected stay."""
+        if self._runner is not None:
+            for site in list(self._runner.sites):
+                await site.stop()
+
+    async def stop(self) -> None:
+        """Closes everything."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def _serve_files(self) -> None:
+        directory = self._settings.static_dir
+        assert directory is not None
+
+        async def index(_request: web.Request) -> web.FileResponse:
+            return web.FileResponse(directory / "index.html", headers={"Cache-Control": "no-cache"})
+
+        self._app.router.add_get("/", index)
+        self._app.router.add_static("/", directory)
+
+    @web.middleware
+    async def _note_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._asked.add(request.protocol)
+        return await handler(request)
+
+    def close_undecided(self) -> None:
+        """Closes TCP connections that have not sent a whole request within `handshake_s`. Called once a second."""
+        if self._runner is None or self._runner.server is None:
+            return
+        now = asyncio.get_running_loop().time()
+        current = set(self._runner.server.connections)
+        self._asked &= current
+        silent = current - self._asked
+        self._first_seen = {protocol: self._first_seen.get(protocol, now) for protocol in silent}
+        for protocol in silent:
+            if now - self._first_seen[protocol] > self._settings.handshake_s:
+                refused.labels("slow").inc()
+                protocol.force_close()
+
+    # ------------------------------------------------------------------ a connection
+
+    async def _connect(self, request: web.Request) -> web.StreamResponse:
+        try:
+            connection, response = await self._admit(request)
+        except TrunklineError as error:
+            status = error.status or STATUS.get(error.code, 403)
+            refused.labels(str(status)).inc()
+            return _refusal(error, status)
+        manifest = self._manifests.required(connection.channel)
+        try:
+            await response.prepare(request)
+            socket = await self._run(request, connection, response)
+        finally:
+            self._liveness.remove(connection)
+            self._subscribing.forget(connection)
+        if manifest.disconnect:
+            await self._tell_disconnected(connection, socket)
+        return response
+
+    async def _admit(self, request: web.Request) -> tuple[Connection, web.WebSocketResponse]:
+        """Decides whether a client may connect. Raises the `TrunklineError` that refuses it."""
+        settings = self._settings
+        if len(self._hub.connections) >= settings.connections:
+            raise TrunklineError(ErrorCode.LIMIT, "this edge is full; try again", retry_after_s=5.0)
+        if not origin_allowed(request.headers.get("Origin"), request.host, settings.allowed_origins):
+            raise TrunklineError(ErrorCode.FORBIDDEN, "this origin is not allowed; see the setting allowed_origins")
+        token, subprotocol = token_of(request.headers, request.query)
+        identity = await self._authenticator.verify(token)
+        channel = request.match_info["channel"]
+        if identity.channels is not None and channel not in identity.channels:
+            raise TrunklineError(ErrorCode.FORBIDDEN, "the token does not allow this channel")
+        manifest = self._manifests.find(channel)
+        if manifest is None:
+            await self._manifests.refresh([channel])
+            manifest = self._manifests.required(channel)
+        offered = [MSGPACK_SUBPROTOCOL, JSON_SUBPROTOCOL, *([subprotocol] if subprotocol else [])]
+        response = web.WebSocketResponse(
+            timeout=settings.slow_close_s,
+            autoping=False,
+            protocols=offered,
+            compress=False,
+            max_msg_size=settings.message_bytes,
+            decode_text=False,
+        )
+        ready = response.can_prepare(request)
+        if not ready.ok:
+            raise TrunklineError(ErrorCode.BAD_REQUEST, "this is a WebSocket endpoint: upgrade the connection")
+        msgpack = ready.protocol == MSGPACK_SUBPROTOCOL or request.query.get("encoding") == "msgpack"
+        connection = Connection(
+            f"{self._edge_id}.{secrets.token_hex(8)}",
+            channel,
+            identity,
+            MSGPACK if msgpack else JSON,
+            msgpack or ready.protocol == JSON_SUBPROTOCOL,
+        )
+        self._hub.add(connection)
+        try:
+            await self._ask_to_connect(request, connection, manifest)
+        except BaseException:
+            self._subscribing.forget(connection)
+            raise
+        return connection, response
+
+    async def _ask_to_connect(self, request: web.Request, connection: Connection, manifest: Manifest) -> None:
+        if manifest.connect:
+            payload = msgspec.json.encode(
+                {
+                    "query": {name: value for name, value in request.query.items() if name != "token"},
+                    "headers": {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers},
+                    "remote": request.remote,
+                }
+            )
+            await self._calls.run(connection, "connect", "$connect", payload, self._settings.call_timeout_s)
+
+    async def _run(self, request: web.Request, connection: Connection, response: web.WebSocketResponse) -> Socket:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client left during the handshake")
+        assert isinstance(transport, asyncio.Transport)
+        socket = Socket(
+            response,
+            transport,
+            self._tasks,
+            outbox_bytes=self._settings.outbox_bytes,
+            slow_close_s=self._settings.slow_close_s,
+        )
+        connection.open(socket)
+        self._liveness.add(connection)
+        accepted.inc()
+        try:
+            await self._dispatcher.run(connection, socket)
+        except SocketClosed:
+            pass
+        except Exception:
+            log.exception("a connection failed", connection_id=connection.id, channel=connection.channel)
+            socket.close(CloseCode.INTERNAL, "internal error")
+        return socket
+
+    async def _tell_disconnected(self, connection: Connection, socket: Socket) -> None:
+        payload = msgspec.json.encode({"code": socket.close_code, "reason": socket.close_reason})
+        try:
+            await self._calls.run(connection, "disconnect", "$disconnect", payload, self._settings.call_timeout_s)
+        except TrunklineError as error:
+            log.warning("on_disconnect was not handled", connection_id=connection.id, code=error.code)
+
+
+def _refusal(error: TrunklineError, status: int) -> web.Response:
+    body: dict[str, object] = {"code": error.code, "message": error.message}
+    if error.detail is not None:
+        body["detail"] = error.detail
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(round(error.retry_after_s) or 1)}
+    return web.json_response({"error": body}, status=status, headers=headers)

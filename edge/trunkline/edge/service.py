@@ -1,0 +1,178 @@
+"""The edge: puts its parts together, starts them and drains them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from trunkline.edge.actions import OwnActions
+from trunkline.edge.attachments import Attachments
+from trunkline.edge.auth import Authenticator
+from trunkline.edge.calls import Calls
+from trunkline.edge.commands import Commands
+from trunkline.edge.dispatch import Dispatcher
+from trunkline.edge.hub import Hub
+from trunkline.edge.liveness import Liveness
+from trunkline.edge.manifests import POLL_S, Manifests
+from trunkline.edge.server import Server
+from trunkline.edge.settings import EdgeSettings
+from trunkline.edge.subscribing import Subscribing
+from trunkline.shared import wire
+from trunkline.shared.bus import Bus, Message
+from trunkline.shared.errors import CloseCode
+from trunkline.shared.health import http_url
+from trunkline.shared.logs import get_logger
+from trunkline.shared.rpc import Answerer, Caller
+from trunkline.shared.subjects import Subjects
+from trunkline.shared.tasks import Tasks, every, fail_with
+
+__all__ = ["EdgeService"]
+
+ROLE: Final = "edge"
+WAVES: Final = 20
+"""In how many waves a stopping edge closes its connections."""
+
+log = get_logger(__name__)
+
+_decode_notice = msgspec.msgpack.Decoder(wire.Notice).decode
+
+
+class EdgeService:
+    """Terminates sockets. Holds two NATS subscriptions, whatever it serves."""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        fail = fail_with(self.failed)
+        self.edge_id = settings.edge_id or secrets.token_hex(6)
+        self._settings = settings
+        self._subjects = subjects = Subjects(settings.prefix)
+        self._url = ""
+        self._draining = False
+
+        self._bus = Bus(settings, ROLE, self.edge_id, fail)
+        self._tasks = Tasks(ROLE, fail)
+        self._caller = Caller(self._bus, subjects.reply(self.edge_id), ROLE)
+        self._answerer = Answerer(self._bus)
+
+        self._hub = Hub(settings.coalesce_s)
+        self._liveness = Liveness(settings.ping_s, settings.pong_s)
+        self._manifests = Manifests(self._bus, subjects, self._tasks)
+        self._authenticator = Authenticator(settings)
+        calls = Calls(self._caller, subjects)
+        self._attachments = Attachments(self._hub, self._caller, subjects, self.edge_id, settings.subscribe_timeout_s)
+        subscribing = Subscribing(
+            self._hub,
+            self._attachments,
+            self._manifests,
+            calls,
+            limit=settings.subscriptions_per_connection,
+            timeout_s=settings.call_timeout_s,
+        )
+        actions = OwnActions(
+            subscribing,
+            self._caller,
+            subjects,
+            self._authenticator,
+            self._liveness.expire,
+            settings.call_timeout_s,
+        )
+        self._commands = Commands(self._hub, subscribing, self._answerer, self._tasks, self._liveness.expire)
+        dispatcher = Dispatcher(self._manifests, calls, actions, settings.call_timeout_s)
+        self._server = Server(
+            settings,
+            self.edge_id,
+            self._hub,
+            self._manifests,
+            self._authenticator,
+            calls,
+            subscribing,
+            dispatcher,
+            self._liveness,
+            self._tasks,
+            self._reasons,
+        )
+        self._receivers = {
+            subjects.fan(self.edge_id): self._hub.receive,
+            subjects.command(self.edge_id): self._commands.receive,
+        }
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Where clients connect; health is served there, too."""
+        return {"url": self._url, "health": self._url}
+
+    async def start(self) -> None:
+        """Returns when clients can connect."""
+        if self._settings.auth == "none":
+            log.warning("DEVELOPMENT MODE: no authentication, everybody may connect; set TRUNKLINE_EDGE_AUTH=token")
+        await self._bus.start()
+        await self._bus.subscribe(f"{self._subjects.edge(self.edge_id)}.>", self._on_message)
+        await self._bus.subscribe(self._subjects.edges, self._on_notice)
+        self._bus.on_reconnect.append(self._attachments.attach_all_again)
+        await self._bus.flush()
+        await self._authenticator.start()
+        await self._manifests.refresh()
+        self._tasks.start(every(POLL_S, self._manifests.poll), "poll the manifests", essential=True)
+        self._tasks.start(self._attachments.run_again(), "attach again", essential=True)
+        self._tasks.start(self._attachments.hold(), "hold", essential=True)
+        self._tasks.start(every(1.0, self._each_second, jitter=0.0), "each second", essential=True)
+        self._url = http_url(self._settings.host, await self._server.listen())
+        log.info("edge listens", url=self._url, edge_id=self.edge_id)
+
+    async def stop(self) -> None:
+        """Drains: not ready, no new clients, connections closed in waves with 3001, what runs finished."""
+        self._draining = True
+        await self._server.refuse_new()
+        await self._close_in_waves()
+        await self._server.stop()
+        await self._authenticator.stop()
+        self._caller.stop()
+        await self._tasks.close(2.0)
+        await self._bus.stop()
+
+    async def _close_in_waves(self) -> None:
+        """Spreads the clients' reconnects over `drain_s`, so that the other edges are not stampeded."""
+        connections = list(self._hub.connections.values())
+        if not connections:
+            return
+        log.info("draining", connections=len(connections), drain_s=self._settings.drain_s)
+        size = max(10, -(-len(connections) // WAVES))
+        pause_s = self._settings.drain_s * 0.8 / WAVES
+        for start in range(0, len(connections), size):
+            if start:
+                await asyncio.sleep(pause_s)
+            for connection in connections[start : start + size]:
+                connection.close(CloseCode.SHUTDOWN, "shutdown: reconnect")
+        deadline = asyncio.get_running_loop().time() + self._settings.slow_close_s + 1.0
+        while self._hub.connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+
+    def _reasons(self) -> list[str]:
+        reasons = []
+        if self._draining:
+            reasons.append("this edge is stopping")
+        if not self._bus.ready:
+            reasons.append("no message has gone around through NATS within 3 s")
+        return reasons
+
+    def _on_message(self, message: Message) -> None:
+        receive = self._receivers.get(message.subject)
+        if receive is not None:
+            receive(message)
+        else:
+            self._caller.receive(message)
+
+    def _on_notice(self, message: Message) -> None:
+        notice = _decode_notice(message.data).body
+        if isinstance(notice, wire.NewOwner):
+            self._attachments.attach_all_again(frozenset(notice.partitions))
+        else:
+            self._manifests.changed(notice.channel)
+
+    def _each_second(self) -> None:
+        self._liveness.look()
+        self._server.close_undecided()

@@ -1,0 +1,93 @@
+"""Subscribing a connection to a topic and ending that: may it, attach, answer, hear."""
+
+from __future__ import annotations
+
+import msgspec
+
+from trunkline.edge.attachments import Attachments
+from trunkline.edge.calls import Calls
+from trunkline.edge.connection import Connection
+from trunkline.edge.hub import Hub
+from trunkline.edge.manifests import Manifests
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.manifest import TopicEntry
+from trunkline.shared.positions import Position
+from trunkline.shared.topics import RESERVED, check_topic
+
+__all__ = ["Subscribing"]
+
+
+class Subscribing:
+    """What one edge does about the topics of its connections."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        attachments: Attachments,
+        manifests: Manifests,
+        calls: Calls,
+        *,
+        limit: int,
+        timeout_s: float,
+    ) -> None:
+        self._hub = hub
+        self._attachments = attachments
+        self._manifests = manifests
+        self._calls = calls
+        self._limit = limit
+        self._timeout_s = timeout_s
+
+    async def allow(self, connection: Connection, topic: str, operation: str) -> TopicEntry:
+        """Asks the channel's topic policy. Raises `FORBIDDEN`, or why the policy could not be asked.
+
+        A topic that no `@topic` pattern of the channel covers is closed to its clients.
+        """
+        check_topic(topic)
+        entry = None if topic.startswith(RESERVED) else self._manifests.required(connection.channel).topic_of(topic)
+        if entry is None:
+            raise TrunklineError(ErrorCode.FORBIDDEN, "no @topic of this channel covers this topic")
+        payload = msgspec.json.encode({"topic": topic})
+        result = await self._calls.run(connection, operation, entry.pattern, payload, self._timeout_s)
+        if result.payload != b"true":
+            raise TrunklineError(ErrorCode.FORBIDDEN, f"the topic's policy does not allow to {operation}")
+        return entry
+
+    def check_room(self, connection: Connection, topic: str) -> None:
+        """Raises `ALREADY_SUBSCRIBED` or `LIMIT`."""
+        check_topic(topic)
+        if topic in connection.topics or topic in connection.subscribing:
+            raise TrunklineError(ErrorCode.ALREADY_SUBSCRIBED, "this connection is subscribed to this topic")
+        if len(connection.topics) + len(connection.subscribing) >= self._limit:
+            raise TrunklineError(ErrorCode.LIMIT, f"a connection has at most {self._limit} subscriptions")
+
+    async def subscribe(self, connection: Connection, topic: str, *, ask_policy: bool) -> Position:
+        """Subscribes a connection, which hears everything after the returned position.
+
+        The caller must write its reply before it gives up control. Raises `TrunklineError`.
+        """
+        self.check_room(connection, topic)
+        connection.subscribing.add(topic)
+        try:
+            if ask_policy:
+                await self.allow(connection, topic, "subscribe")
+            entry = await self._attachments.attach(topic)
+        finally:
+            connection.subscribing.discard(topic)
+        if connection.id not in self._hub.connections:
+            self._attachments.drop_if_unused(entry)
+            raise TrunklineError(ErrorCode.GONE, "the connection is closed")
+        return self._hub.subscribe(connection, entry)
+
+    def unsubscribe(self, connection: Connection, topic: str) -> None:
+        """Ends a subscription at once. Raises `NOT_SUBSCRIBED`."""
+        if topic not in connection.topics:
+            raise TrunklineError(ErrorCode.NOT_SUBSCRIBED, "this connection is not subscribed to this topic")
+        partition = self._hub.topics[topic].sequence.partition
+        if self._hub.unsubscribe(connection, topic):
+            self._attachments.detach(topic, partition)
+
+    def forget(self, connection: Connection) -> None:
+        """Ends all that a closed connection had."""
+        partitions = {name: self._hub.topics[name].sequence.partition for name in connection.topics}
+        for name in self._hub.remove(connection):
+            self._attachments.detach(name, partitions[name])
