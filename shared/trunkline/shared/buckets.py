@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
+import nats.errors
 import nats.js.errors
 from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, StorageType
 from nats.js.kv import KeyValue
 
+from trunkline.shared.errors import ErrorCode, TrunklineError
+
 __all__ = ["Bucket", "open_bucket"]
+
+
+@contextlib.contextmanager
+def _or_unavailable() -> Iterator[None]:
+    """Turns nats-py's errors, which the callers cannot import, into one of ours."""
+    try:
+        yield
+    except (nats.errors.Error, TimeoutError) as error:
+        raise TrunklineError(
+            ErrorCode.UNAVAILABLE, f"the broker's key-value store does not answer ({type(error).__name__})"
+        ) from error
 
 
 class Bucket:
     """Values by key, each with the revision of its last write.
 
     There is no watch: nats-py's may miss initial values and ends by surprise. Readers poll, or are told by a message.
-    Every call is one request with a deadline of 5 s, and raises nats-py's errors when the broker is away.
+    Every call is one request with a deadline of 5 s, and raises `TrunklineError(UNAVAILABLE)`
+    when the broker does not answer.
     """
 
     __slots__ = ("_jetstream", "_kv", "name")
@@ -28,38 +44,41 @@ class Bucket:
 
     async def get(self, key: str) -> tuple[bytes, int] | None:
         """Returns a value and its revision, or None."""
-        try:
-            entry = await self._kv.get(key)
-        except nats.js.errors.KeyNotFoundError:  # also of a deleted key
-            return None
+        with _or_unavailable():
+            try:
+                entry = await self._kv.get(key)
+            except nats.js.errors.KeyNotFoundError:  # also of a deleted key
+                return None
         return entry.value or b"", entry.revision or 0
 
     async def put(self, key: str, value: bytes) -> int:
         """Writes whatever was there before. Returns the revision."""
-        return await self._kv.put(key, value)
+        with _or_unavailable():
+            return await self._kv.put(key, value)
 
     async def create(self, key: str, value: bytes) -> int | None:
         """Writes only if there is no value. Returns the revision, or None."""
-        with contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
+        with _or_unavailable(), contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
             return await self._kv.create(key, value)
         return None
 
     async def update(self, key: str, value: bytes, revision: int) -> int | None:
         """Writes only if the last write has this revision. Returns the new revision, or None."""
-        with contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
+        with _or_unavailable(), contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
             return await self._kv.update(key, value, revision)
         return None
 
     async def delete(self, key: str, revision: int | None = None) -> bool:
         """Removes a value, if the last write has this revision. Returns whether it did."""
-        with contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
+        with _or_unavailable(), contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
             return await self._kv.delete(key, last=revision)
         return False
 
     async def keys(self) -> list[str]:
         """Returns the keys that were ever written and have not expired; a `get` tells which are deleted."""
         prefix = f"$KV.{self.name}."
-        info = await self._jetstream.stream_info(f"KV_{self.name}", subjects_filter=f"{prefix}>")
+        with _or_unavailable():
+            info = await self._jetstream.stream_info(f"KV_{self.name}", subjects_filter=f"{prefix}>")
         return [subject.removeprefix(prefix) for subject in info.state.subjects or {}]
 
 

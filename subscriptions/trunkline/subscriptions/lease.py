@@ -10,9 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import nats.errors
-
 from trunkline.shared.bus import Bus
+from trunkline.shared.errors import TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.tasks import backoff_s
 
@@ -72,9 +71,9 @@ class Lease:
                         continue
                     self._revision, self._renewed_at = revision, loop.time()
                 failures = 0
-            except (nats.errors.Error, TimeoutError) as error:
+            except TrunklineError as error:
                 failures += 1
-                log.warning("the lease could not be renewed", error=type(error).__name__)
+                log.warning("the lease could not be renewed", code=error.code)
                 if self._revision is not None and loop.time() - self._renewed_at > self._ttl_s:
                     await self._give_up("not renewed in time")
             await asyncio.sleep(self._ttl_s / 6 + (backoff_s(failures, most_s=1.0) if failures else 0.0))
