@@ -1,0 +1,23 @@
+"""What users import: `from trunkline.app import Channel, Context, Reject`."""
+
+from trunkline.app.channel import Channel
+from trunkline.app.context import Connection, Context
+from trunkline.app.errors import ChannelError, Reject
+from trunkline.app.types import Disconnect, Kind, Operation
+from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
+from trunkline.shared.positions import Position
+
+__all__ = [
+    "Channel",
+    "ChannelError",
+    "CloseCode",
+    "Connection",
+    "Context",
+    "Disconnect",
+    "ErrorCode",
+    "Kind",
+    "Operation",
+    "Position",
+    "Reject",
+    "TrunklineError",
+]

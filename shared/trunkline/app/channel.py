@@ -1,0 +1,296 @@
+"""`Channel`: where users register their functions."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic.errors import PydanticUserError
+
+from trunkline.app.errors import ChannelError, where
+from trunkline.app.routes import Middleware, Route
+from trunkline.app.signatures import UNKNOWN, Signature, adapter_of, read_signature, resource_type, without_none
+from trunkline.app.state import StateCodec
+from trunkline.app.types import Kind, Operation
+from trunkline.shared.manifest import ActionEntry, Manifest, TopicEntry, TopicPattern
+
+__all__ = ["Channel"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CONNECT: Final = "$connect"
+DISCONNECT: Final = "$disconnect"
+DEFAULT: Final = "$default"
+ACTION_CHARACTERS: Final = 100
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+
+class _Handler:
+    __slots__ = ("action", "concurrent", "function", "kind", "signature", "timeout_s")
+
+    def __init__(
+        self, kind: Kind, action: str, function: Callable[..., Any], timeout_s: float | None, concurrent: bool = False
+    ) -> None:
+        self.kind = kind
+        self.action = action
+        self.function = function
+        self.timeout_s = timeout_s
+        self.concurrent = concurrent
+        self.signature = Signature()
+
+
+class _Policy:
+    __slots__ = ("entry", "function", "pattern", "signature")
+
+    def __init__(self, pattern: TopicPattern, function: Callable[..., Any], entry: TopicEntry) -> None:
+        self.pattern = pattern
+        self.function = function
+        self.entry = entry
+        self.signature = Signature()
+
+
+class Channel:
+    """A WebSocket endpoint, `/ws/<name>`, with its handlers.
+
+    The decorators return the function as it is, so that it can be called in tests. A handler begins with `ctx: Context`; of
+    its other parameters those with a resource's type get the resource, and the one that is left gets the message. `async`
+    handlers run in the event loop, plain `def` handlers in a thread. Registering raises `ChannelError` for what can be seen
+    at once; what depends on other registrations is checked when a worker starts.
+
+    `state` is the type of `ctx.state`, if it is not what `on_connect` returns.
+    """
+
+    def __init__(self, name: str, *, state: Any = None) -> None:
+        if not _NAME.match(name):
+            raise ChannelError(f"channel name {name!r}: use 1 to 64 letters, digits, '-' and '_'")
+        self.name = name
+        self._state = state
+        self._handlers: dict[tuple[Kind, str], _Handler] = {}
+        self._policies: dict[str, _Policy] = {}
+        self._resources: dict[Any, Callable[[], Any]] = {}
+        self._middleware: list[Middleware] = []
+        self._routes: list[Route] | None = None
+
+    def __repr__(self) -> str:
+        return f"Channel({self.name!r})"
+
+    # ------------------------------------------------------------------ registration
+
+    def on_connect(self, function: F) -> F:
+        """Registers `(ctx, query) -> State`, called before the socket opens.
+
+        The query's type validates the URL's query parameters. What it returns becomes `ctx.state`; `Reject` refuses.
+        """
+        return self._add(_Handler(Kind.CONNECT, CONNECT, function, None), function)
+
+    def on_disconnect(self, function: F) -> F:
+        """Registers `(ctx, reason: Disconnect)`, called after the connection has ended."""
+        return self._add(_Handler(Kind.DISCONNECT, DISCONNECT, function, None), function)
+
+    def on(self, action: str, *, timeout_s: float | None = None, concurrent: bool = False) -> Callable[[F], F]:
+        """Registers `(ctx, message) -> result` for an action.
+
+        `timeout_s` is the longest a call may take (the worker's setting by default). A connection's messages are handled one
+        after the other; those of a `concurrent` action are not waited for.
+        """
+        if not action or len(action) > ACTION_CHARACTERS or not action.isprintable():
+            raise ChannelError(f"{self}: action {action[:20]!r}: use 1 to {ACTION_CHARACTERS} printable characters")
+        if action.startswith("$"):
+            raise ChannelError(f"{self}: action {action!r}: names that begin with '$' are reserved")
+        if timeout_s is not None and timeout_s <= 0:
+            raise ChannelError(f"{self}: action {action!r}: timeout_s must be more than 0")
+        return lambda function: self._add(_Handler(Kind.MESSAGE, action, function, timeout_s, concurrent), function)
+
+    def default(self, function: F) -> F:
+        """Registers `(ctx, message) -> result` for the actions that have no handler; `ctx.action` tells which."""
+        return self._add(_Handler(Kind.MESSAGE, DEFAULT, function, None), function)
+
+    def topic(self, pattern: str, *, history: int = 0, ttl: float | None = None, presence: bool = False) -> Callable[[F], F]:
+        """Registers the policy `(ctx, operation: Operation, …) -> bool` for the topics of a pattern, such as `room.{room}`.
+
+        The pattern's parameters come by name, validated by their types. Of several patterns that cover a topic the first
+        counts. A topic that none covers is closed to clients. `history` publications are kept for `ttl` seconds; `presence`
+        lets members be listed.
+        """
+        try:
+            compiled = TopicPattern(pattern)
+        except ValueError as error:
+            raise ChannelError(f"{self}: topic pattern {pattern!r}: {error}") from None
+        if history < 0 or (ttl is not None and ttl <= 0):
+            raise ChannelError(f"{self}: topic pattern {pattern!r}: history must not be negative, ttl more than 0")
+        entry = TopicEntry(pattern=pattern, history=history, ttl_s=ttl, presence=presence)
+
+        def register(function: F) -> F:
+            self._open(function)
+            _check_callable(function)
+            before = self._policies.get(pattern)
+            if before is not None:
+                raise ChannelError(f"{where(function)}: {pattern!r} has a policy already: {where(before.function)}")
+            self._policies[pattern] = _Policy(compiled, function, entry)
+            return function
+
+        return register
+
+    def resource(self, function: F) -> F:
+        """Registers an `async def () -> AsyncIterator[T]` that yields once.
+
+        Every worker process opens it at start, hands what it yields to handlers with a parameter of type T, and closes it
+        when it stops. A generator that several channels register is opened once.
+        """
+        self._open(function)
+        kind = resource_type(function)
+        before = self._resources.get(kind)
+        if before is not None:
+            raise ChannelError(f"{where(function)}: {kind} is provided already: {where(before)}")
+        self._resources[kind] = function
+        return function
+
+    def middleware(self, function: F) -> F:
+        """Registers `async (ctx, call_next) -> result` around all handlers; the first registered is the outermost.
+
+        `await call_next(ctx)` runs the rest; not calling it, or raising `Reject`, skips the handler. `ctx.kind` tells what
+        it is around.
+        """
+        self._open(function)
+        if not inspect.iscoroutinefunction(function):
+            raise ChannelError(f"{where(function)}: a middleware is `async def (ctx, call_next)`")
+        if len(inspect.signature(function).parameters) != 2:
+            raise ChannelError(f"{where(function)}: a middleware has two parameters: ctx and call_next")
+        self._middleware.append(function)
+        return function
+
+    def _add(self, handler: _Handler, function: F) -> F:
+        self._open(function)
+        _check_callable(function)
+        before = self._handlers.get((handler.kind, handler.action))
+        if before is not None:
+            what = "action" if handler.kind is Kind.MESSAGE else "handler"
+            raise ChannelError(f"{where(function)}: {what} {handler.action!r} exists already: {where(before.function)}")
+        self._handlers[handler.kind, handler.action] = handler
+        return function
+
+    def _open(self, function: Callable[..., Any]) -> None:
+        if self._routes is not None:
+            raise ChannelError(f"{where(function)}: {self} has started and takes no more registrations")
+
+    # ------------------------------------------------------------------ what workers read
+
+    @property
+    def resources(self) -> Mapping[Any, Callable[[], Any]]:
+        """The registered async generators by the type that they yield."""
+        return self._resources
+
+    @property
+    def routes(self) -> list[Route]:
+        """Everything that can be asked, ready to run. The first use builds it and closes registration.
+
+        Raises `ChannelError`.
+        """
+        if self._routes is None:
+            self._routes = self._build()
+        return self._routes
+
+    def _build(self) -> list[Route]:
+        if not self._handlers and not self._policies:
+            raise ChannelError(f"{self} has no handlers; register one with @channel.on(action)")
+        types = tuple(self._resources)
+        for handler in self._handlers.values():
+            handler.signature = read_signature(handler.function, types)
+        for policy in self._policies.values():
+            policy.signature = read_signature(policy.function, types, policy.pattern.names)
+        states = self._state_codec()
+        routes = [
+            Route(
+                self.name,
+                handler.kind,
+                handler.action,
+                handler.function,
+                handler.signature,
+                states,
+                self._middleware,
+                timeout_s=handler.timeout_s,
+            )
+            for handler in self._handlers.values()
+        ]
+        for policy in self._policies.values():
+            routes += [
+                Route(
+                    self.name,
+                    Kind(operation.value),
+                    policy.pattern.pattern,
+                    policy.function,
+                    policy.signature,
+                    states,
+                    self._middleware,
+                    pattern=policy.pattern,
+                )
+                for operation in Operation
+            ]
+        return routes
+
+    def _state_codec(self) -> StateCodec:
+        connect = self._handlers.get((Kind.CONNECT, CONNECT))
+        returned = None
+        if connect is not None and connect.signature.returns is not UNKNOWN:
+            returned = without_none(connect.signature.returns)
+        state = self._state
+        if state is None:
+            state = None if returned is type(None) else returned
+        elif connect is not None and returned not in (None, type(None), Any, state):
+            raise ChannelError(f"{where(connect.function)}: returns {returned}, but the state of {self} is {state}")
+        registered: list[_Handler | _Policy] = [*self._handlers.values(), *self._policies.values()]
+        for each in registered:
+            claimed = without_none(each.signature.state)
+            if state is not None and claimed not in (Any, state):
+                raise ChannelError(f"{where(each.function)}: Context[{claimed}], but the state of {self} is {state}")
+        if state is None:
+            return StateCodec()
+        try:
+            return StateCodec(state, with_default=self._state is not None)
+        except PydanticUserError as error:
+            raise ChannelError(f"{self}: the state's type {state} is nothing that pydantic can handle") from error
+
+    @property
+    def manifest(self) -> Manifest:
+        """What edges need to know. Builds the routes if need be."""
+        self.routes  # noqa: B018  # the signatures are read there
+        return Manifest(
+            channel=self.name,
+            connect=(Kind.CONNECT, CONNECT) in self._handlers,
+            disconnect=(Kind.DISCONNECT, DISCONNECT) in self._handlers,
+            default=(Kind.MESSAGE, DEFAULT) in self._handlers,
+            actions={
+                handler.action: _action_entry(handler)
+                for (kind, action), handler in sorted(self._handlers.items())
+                if kind is Kind.MESSAGE and action != DEFAULT
+            },
+            topics=tuple(policy.entry for policy in self._policies.values()),
+        )
+
+
+def _check_callable(function: Callable[..., Any]) -> None:
+    if not callable(function) or inspect.isclass(function) or getattr(inspect.unwrap(function), "__code__", None) is None:
+        raise ChannelError(f"{function!r} is no function; decorate the handler itself")
+
+
+def _action_entry(handler: _Handler) -> ActionEntry:
+    signature = handler.signature
+    body = None if signature.body is None else signature.body[1]
+    return ActionEntry(
+        timeout_s=handler.timeout_s,
+        concurrent=handler.concurrent,
+        message=_schema(body, handler, "validation"),
+        result=_schema(None if signature.returns in (UNKNOWN, type(None)) else signature.returns, handler, "serialization"),
+    )
+
+
+def _schema(annotation: Any, handler: _Handler, mode: Any) -> dict[str, Any] | None:
+    if annotation is None or annotation is Any:
+        return None
+    try:
+        return adapter_of(annotation, handler.function, "the schema").json_schema(mode=mode)
+    except PydanticUserError:  # there are types that pydantic validates and JSON Schema cannot describe
+        return None

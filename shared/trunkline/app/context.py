@@ -1,0 +1,229 @@
+"""What a handler can see and do: its connection, its user, and the effects it has on sockets and topics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from typing import Any, Final, Generic, Protocol
+
+import msgspec
+import pydantic_core
+import structlog
+from typing_extensions import TypeVar
+
+from trunkline.app.state import StateCodec
+from trunkline.app.types import Kind
+from trunkline.shared.errors import CloseCode
+from trunkline.shared.logs import get_logger
+from trunkline.shared.positions import Position
+from trunkline.shared.topics import check_topic
+from trunkline.shared.wire import Call
+
+__all__ = ["Connecting", "Connection", "Context", "Effects", "Environment"]
+
+S = TypeVar("S", default=Any)
+
+REASON_BYTES: Final = 123
+"""What a close frame has room for (RFC 6455, §5.5)."""
+
+_UNREAD: Final[Any] = object()
+_log = get_logger("trunkline.handler")
+
+
+class Effects(Protocol):
+    """Who carries out what handlers do: the worker over the bus, or a recorder in tests. All raise `TrunklineError`."""
+
+    async def send(self, connection_id: str, payload: bytes) -> None:
+        """Pushes JSON to a connection, at most once, without waiting for its arrival."""
+
+    async def publish(self, topic: str, data: bytes) -> Position:
+        """Publishes JSON into a topic, and returns when it has its position."""
+
+    async def subscribe(self, connection_id: str, topic: str) -> Position:
+        """Subscribes a connection, and returns the position it starts from."""
+
+    async def unsubscribe(self, connection_id: str, topic: str) -> None:
+        """Ends the subscription of a connection."""
+
+    async def close(self, connection_id: str, code: int, reason: str) -> None:
+        """Closes a connection."""
+
+
+class Environment:
+    """What all calls of a process share. `executor` runs sync handlers."""
+
+    __slots__ = ("effects", "executor", "resources")
+
+    def __init__(
+        self, effects: Effects, resources: Mapping[Any, Any] | None = None, executor: Executor | None = None
+    ) -> None:
+        self.effects = effects
+        self.resources = resources or {}
+        self.executor = executor
+
+
+class Connecting(msgspec.Struct):
+    """The payload of a `connect` call."""
+
+    query: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+
+
+_decode_connecting = msgspec.json.Decoder(Connecting).decode
+_decode_json = msgspec.json.Decoder().decode
+
+
+def _encode(value: object) -> bytes:
+    return pydantic_core.to_json(value, by_alias=True, inf_nan_mode="null")
+
+
+class Connection:
+    """Any connection of the cluster, by its id.
+
+    All but `send` raise `TrunklineError("gone")` when it does not exist (any more).
+    """
+
+    __slots__ = ("_effects", "connection_id")
+
+    def __init__(self, effects: Effects, connection_id: str) -> None:
+        self._effects = effects
+        self.connection_id = connection_id
+
+    async def send(self, value: object) -> None:
+        """Pushes a message, anything pydantic can turn into JSON, to this socket.
+
+        At most once: a connection that is gone is not noticed. Messages from one handler arrive in the order of the calls,
+        and before the reply of the handler.
+        """
+        await self._effects.send(self.connection_id, _encode(value))
+
+    async def subscribe(self, topic: str) -> Position:
+        """Subscribes it to a topic without asking a policy. Returns the position it starts from."""
+        return await self._effects.subscribe(self.connection_id, check_topic(topic))
+
+    async def unsubscribe(self, topic: str) -> None:
+        """Ends its subscription to a topic."""
+        await self._effects.unsubscribe(self.connection_id, check_topic(topic))
+
+    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Closes it. A code is 1000 or 3000 to 4999; from 3000 on, the thousands' lower half tells clients to reconnect.
+
+        Raises `ValueError` for another code, or a reason of more than 123 bytes of UTF-8.
+        """
+        if code != CloseCode.NORMAL and not 3000 <= code <= 4999:
+            raise ValueError(f"a close code is 1000 or 3000 to 4999, not {code}")
+        if len(reason.encode()) > REASON_BYTES:
+            raise ValueError(f"the reason of a close has at most {REASON_BYTES} bytes")
+        await self._effects.close(self.connection_id, code, reason)
+
+
+class Context(Generic[S]):
+    """One call, as its handler sees it. `Context[State]` tells type checkers what `ctx.state` is."""
+
+    __slots__ = ("_base", "_call", "_connection", "_state", "_states", "arguments", "environment", "kind")
+
+    def __init__(self, call: Call, kind: Kind, environment: Environment, states: StateCodec) -> None:
+        self.kind = kind
+        """What this is: a message, a connect, the question for a policy …"""
+        self.environment = environment
+        """For whoever runs handlers."""
+        self.arguments: dict[str, Any] = {}
+        """For whoever runs handlers: what this one is called with."""
+        self._call = call
+        self._states = states
+        self._base = call.state or states.initial
+        self._state: Any = _UNREAD
+        self._connection = Connection(environment.effects, call.connection_id)
+
+    @property
+    def connection_id(self) -> str:
+        """The connection that this call comes from."""
+        return self._call.connection_id
+
+    @property
+    def channel(self) -> str:
+        """The channel's name."""
+        return self._call.channel
+
+    @property
+    def action(self) -> str:
+        """The client's action, also in the default handler."""
+        return self._call.action
+
+    @property
+    def user(self) -> str | None:
+        """The subject of the client's token; None without one."""
+        return self._call.user
+
+    @property
+    def claims(self) -> dict[str, Any]:
+        """The claims of the client's token, verified by the edge; empty without one."""
+        claims: dict[str, Any] = _decode_json(self._call.claims) if self._call.claims else {}
+        return claims
+
+    @property
+    def message_id(self) -> str | int | None:
+        """The `id` that the client gave its message."""
+        return self._call.message_id
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The HTTP headers of the handshake that the edge passes on, in lower case. In `on_connect` only."""
+        return _decode_connecting(self._call.payload).headers if self.kind is Kind.CONNECT else {}
+
+    @property
+    def logger(self) -> structlog.stdlib.BoundLogger:
+        """A logger whose lines name the channel, the action and the connection."""
+        return _log.bind(channel=self.channel, action=self.action, connection_id=self.connection_id)
+
+    @property
+    def state(self) -> S:
+        """The connection's state: what `on_connect` returned, or None.
+
+        Assign to it or change it in place; it goes back to the connection when the handler returns, and is dropped
+        when the handler raises. At most 4 KiB of JSON.
+        """
+        if self._state is _UNREAD:
+            self._state = self._states.decode(self._base)
+        state: S = self._state
+        return state
+
+    @state.setter
+    def state(self, state: S) -> None:
+        self._state = state
+
+    def changed_state(self) -> bytes | None:
+        """Returns the encoded state if it is not what it was, else None. For whoever runs handlers."""
+        if self._state is _UNREAD:
+            return None
+        data = self._states.encode(self._state)
+        return None if data == self._base else data
+
+    def connection(self, connection_id: str) -> Connection:
+        """Returns any connection of the cluster."""
+        return Connection(self.environment.effects, connection_id)
+
+    async def send(self, value: object) -> None:
+        """Pushes a message to this connection: see `Connection.send`."""
+        await self._connection.send(value)
+
+    async def publish(self, topic: str, value: object) -> Position:
+        """Publishes a message, anything pydantic can turn into JSON, into a topic.
+
+        Returns its position when the topic's owner has accepted it. While the topic has no owner this waits and tries again,
+        for 5 s or until the call's deadline. Raises `TrunklineError`: "no_worker" or "unavailable" after that, "overloaded",
+        or "timeout", after which the message may or may not have been published.
+        """
+        return await self.environment.effects.publish(check_topic(topic), _encode(value))
+
+    async def subscribe(self, topic: str) -> Position:
+        """Subscribes this connection: see `Connection.subscribe`."""
+        return await self._connection.subscribe(topic)
+
+    async def unsubscribe(self, topic: str) -> None:
+        """Ends a subscription of this connection."""
+        await self._connection.unsubscribe(topic)
+
+    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Closes this connection: see `Connection.close`."""
+        await self._connection.close(code, reason)

@@ -1,0 +1,213 @@
+"""A handler made ready: payload in, function, result out. Everything is looked up and built at start, nothing per call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from types import NoneType
+from typing import Any, Final
+
+import msgspec
+from pydantic import TypeAdapter, ValidationError
+
+from trunkline.app.context import Connecting, Context, Environment
+from trunkline.app.errors import ChannelError, where
+from trunkline.app.signatures import UNKNOWN, Signature, adapter_of
+from trunkline.app.state import StateCodec
+from trunkline.app.types import Disconnect, Kind, Operation
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.manifest import TopicPattern
+from trunkline.shared.wire import Call, CallResult, Encoding
+
+__all__ = ["Middleware", "Next", "Route"]
+
+MISTAKES_SHOWN: Final = 20
+"""Of the mistakes in one payload: an error frame must not outgrow the message that caused it."""
+
+Next = Callable[[Context[Any]], Awaitable[Any]]
+Middleware = Callable[[Context[Any], Next], Awaitable[Any]]
+Arguments = Callable[[Context[Any], Call], dict[str, Any]]
+
+
+class _Topic(msgspec.Struct):
+    topic: str
+
+
+_decode_connecting = msgspec.json.Decoder(Connecting).decode
+_decode_disconnect = msgspec.json.Decoder(Disconnect).decode
+_decode_topic = msgspec.json.Decoder(_Topic).decode
+_decode_msgpack = msgspec.msgpack.Decoder().decode
+_encode_msgpack = msgspec.msgpack.Encoder().encode
+
+
+class Route:
+    """One handler for one kind of call. `action` is the last token of the subject on which it is asked."""
+
+    __slots__ = ("_arguments", "_chain", "_result", "_states", "action", "channel", "kind", "timeout_s")
+
+    def __init__(
+        self,
+        channel: str,
+        kind: Kind,
+        action: str,
+        function: Callable[..., Any],
+        signature: Signature,
+        states: StateCodec,
+        middleware: list[Middleware],
+        *,
+        timeout_s: float | None = None,
+        pattern: TopicPattern | None = None,
+    ) -> None:
+        self.channel = channel
+        self.kind = kind
+        self.action = action
+        self.timeout_s = timeout_s
+        self._states = states
+        self._arguments = _arguments_of(kind, function, signature, pattern)
+        self._result = _result_of(kind, function, signature)
+        self._chain = _innermost(function, signature)
+        for each in reversed(middleware):
+            self._chain = _around(each, self._chain)
+
+    async def __call__(self, call: Call, environment: Environment) -> CallResult:
+        """Runs the handler. Raises what it raises; `TrunklineError("invalid")` for a payload that its type refuses."""
+        context: Context[Any] = Context(call, self.kind, environment, self._states)
+        try:
+            context.arguments = self._arguments(context, call)
+        except ValidationError as error:
+            raise _invalid(error) from None
+        except msgspec.DecodeError as error:
+            raise TrunklineError(ErrorCode.BAD_REQUEST, f"the payload cannot be decoded: {error}") from None
+        result = await self._chain(context)
+        payload = self._result(context, call.encoding, result)
+        return CallResult(payload, context.changed_state())
+
+
+def _innermost(function: Callable[..., Any], signature: Signature) -> Next:
+    resources = tuple(signature.resources.items())
+    is_async = inspect.iscoroutinefunction(function)
+    if not is_async and inspect.iscoroutinefunction(inspect.unwrap(function)):
+        raise ChannelError(
+            f"{where(function)}: the decorator around it hides that it is async; make its wrapper `async def`"
+        )
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise ChannelError(f"{where(function)}: a handler returns its result, it does not yield")
+
+    def arguments(context: Context[Any]) -> dict[str, Any]:
+        result = context.arguments
+        for name, annotation in resources:
+            result[name] = context.environment.resources[annotation]
+        return result
+
+    if is_async:
+        return lambda context: function(**arguments(context))
+
+    async def in_thread(context: Context[Any]) -> Any:
+        call = functools.partial(contextvars.copy_context().run, function, **arguments(context))
+        return await asyncio.get_running_loop().run_in_executor(context.environment.executor, call)
+
+    return in_thread
+
+
+def _around(middleware: Middleware, inner: Next) -> Next:
+    return lambda context: middleware(context, inner)
+
+
+# ------------------------------------------------------------------------------------------------ payload → arguments
+
+
+def _arguments_of(kind: Kind, function: Callable[..., Any], signature: Signature, pattern: TopicPattern | None) -> Arguments:
+    if pattern is not None:
+        return _policy_arguments(kind, function, signature, pattern)
+    if signature.body is None:
+        return lambda context, _call: {signature.context: context}
+    name, annotation = signature.body
+    if kind is Kind.DISCONNECT:
+        if annotation is not Disconnect:
+            raise ChannelError(f"{where(function)}: parameter {name!r} of on_disconnect must be a Disconnect")
+        return lambda context, call: {signature.context: context, name: _decode_disconnect(call.payload)}
+    adapter = adapter_of(annotation, function, f"parameter {name!r}")
+    if kind is Kind.CONNECT:
+        return lambda context, call: {
+            signature.context: context,
+            name: adapter.validate_python(_decode_connecting(call.payload).query),
+        }
+
+    def message(context: Context[Any], call: Call) -> dict[str, Any]:
+        if call.encoding == Encoding.MSGPACK:
+            value = adapter.validate_python(_decode_msgpack(call.payload))
+        else:
+            value = adapter.validate_json(call.payload)
+        return {signature.context: context, name: value}
+
+    return message
+
+
+def _policy_arguments(kind: Kind, function: Callable[..., Any], signature: Signature, pattern: TopicPattern) -> Arguments:
+    operation = Operation(kind.value)
+    adapters: Mapping[str, TypeAdapter[Any]] = {
+        name: adapter_of(annotation, function, f"parameter {name!r}") for name, annotation in signature.parameters.items()
+    }
+
+    def arguments(context: Context[Any], call: Call) -> dict[str, Any]:
+        topic = _decode_topic(call.payload).topic
+        found = pattern.match(topic)
+        if found is None:
+            raise TrunklineError(ErrorCode.BAD_REQUEST, f"the topic is not one of {pattern.pattern}")
+        result: dict[str, Any] = {signature.context: context}
+        if signature.operation:
+            result[signature.operation] = operation
+        for name, adapter in adapters.items():
+            result[name] = adapter.validate_python(found[name])
+        return result
+
+    return arguments
+
+
+def _invalid(error: ValidationError) -> TrunklineError:
+    mistakes = error.errors(include_url=False, include_context=False, include_input=False)[:MISTAKES_SHOWN]
+    detail = [{"loc": list(each["loc"]), "msg": each["msg"], "type": each["type"]} for each in mistakes]
+    return TrunklineError(ErrorCode.INVALID, f"{error.error_count()} mistakes, see detail", detail=detail)
+
+
+# ------------------------------------------------------------------------------------------------ result → payload
+
+Result = Callable[[Context[Any], int, Any], bytes | None]
+
+
+def _result_of(kind: Kind, function: Callable[..., Any], signature: Signature) -> Result:
+    if kind is Kind.CONNECT:
+        return _new_state
+    if kind is Kind.DISCONNECT:
+        return lambda _context, _encoding, _value: None
+    if kind is not Kind.MESSAGE:
+        if signature.returns not in (bool, UNKNOWN):
+            raise ChannelError(f"{where(function)}: a topic policy returns a bool")
+        return _verdict
+    annotation = Any if signature.returns is UNKNOWN else signature.returns
+    if annotation is NoneType:
+        annotation = None
+    adapter = adapter_of(annotation, function, "the result")
+
+    def encode(_context: Context[Any], encoding: int, value: Any) -> bytes | None:
+        if value is None:
+            return None
+        if encoding == Encoding.MSGPACK:
+            return _encode_msgpack(adapter.dump_python(value, mode="json", by_alias=True, warnings="error"))
+        return adapter.dump_json(value, by_alias=True, warnings="error")
+
+    return encode
+
+
+def _new_state(context: Context[Any], _encoding: int, value: Any) -> None:
+    if value is not None:
+        context.state = value
+
+
+def _verdict(_context: Context[Any], _encoding: int, value: Any) -> bytes:
+    if not isinstance(value, bool):
+        raise TypeError(f"a topic policy returned {type(value).__name__}, not a bool")
+    return b"true" if value else b"false"

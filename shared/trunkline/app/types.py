@@ -1,0 +1,37 @@
+"""The small types that handlers see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["Disconnect", "Kind", "Operation"]
+
+
+class Kind(StrEnum):
+    """What a handler is called for: the third token of its subject."""
+
+    CONNECT = "connect"
+    MESSAGE = "message"
+    DISCONNECT = "disconnect"
+    SUBSCRIBE = "subscribe"
+    PUBLISH = "publish"
+    HISTORY = "history"
+    PRESENCE = "presence"
+
+
+class Operation(StrEnum):
+    """What a client wants to do with a topic: a policy says whether it may."""
+
+    SUBSCRIBE = "subscribe"
+    PUBLISH = "publish"
+    HISTORY = "history"
+    PRESENCE = "presence"
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Why a connection ended: the close code and the reason that came with it."""
+
+    code: int
+    reason: str = ""

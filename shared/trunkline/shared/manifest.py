@@ -1,0 +1,120 @@
+"""The manifest of a channel: what its workers can do, published to KV for the edges.
+
+Also the matching of topics with the patterns in it, which edges and workers must agree on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from trunkline.shared.topics import RESERVED, TOPIC_BYTES
+
+__all__ = ["BUCKET", "ActionEntry", "Manifest", "TopicEntry", "TopicPattern"]
+
+BUCKET: Final = "manifest"
+"""The KV bucket (`Subjects.bucket`); its keys are the names of channels."""
+
+_PARAMETER = re.compile(r"\{([^{}]*)\}")
+_LITERAL = re.compile(r"[!-)+-=?-z|~]*\Z", re.ASCII)
+
+
+class TopicPattern:
+    """A family of topics: `room.{room}`. A parameter stands for one or more characters other than a dot.
+
+    Raises `ValueError` with the reason when the pattern cannot work.
+    """
+
+    __slots__ = ("_match", "names", "pattern")
+
+    def __init__(self, pattern: str) -> None:
+        literals, names = _PARAMETER.split(pattern)[::2], _PARAMETER.findall(pattern)
+        if not pattern or len(pattern) > TOPIC_BYTES:
+            raise ValueError(f"a topic pattern has 1 to {TOPIC_BYTES} characters")
+        if pattern.startswith(RESERVED):
+            raise ValueError(f"topics that begin with {RESERVED!r} are reserved")
+        if pattern.startswith(".") or pattern.endswith(".") or ".." in pattern:
+            raise ValueError("no token between the dots may be empty")
+        for name in names:
+            if not name.isidentifier():
+                raise ValueError(f"{{{name}}} is no parameter; write a name, for example {{room}}")
+            if names.count(name) > 1:
+                raise ValueError(f"the parameter {{{name}}} occurs twice")
+        if names and "" in literals[1:-1]:
+            raise ValueError("two parameters need something between them, or nobody knows where one ends")
+        for literal in literals:
+            if not _LITERAL.match(literal):
+                raise ValueError("a topic is printable ASCII without space, '*', '>' and stray braces")
+        expression = "".join(
+            re.escape(literal) + (f"(?P<{name}>[^.]+)" if name else "")
+            for literal, name in zip(literals, [*names, ""], strict=True)
+        )
+        self.pattern = pattern
+        self.names = tuple(names)
+        self._match = re.compile(expression).fullmatch
+
+    def match(self, topic: str) -> dict[str, str] | None:
+        """Returns the parameters of a topic of this family, or None."""
+        found = self._match(topic)
+        return None if found is None else found.groupdict()
+
+
+class _Entry(BaseModel):
+    """Readers ignore what they do not know and have a default for everything: releases meet in a rolling deploy."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class ActionEntry(_Entry):
+    """An action. `timeout_s` None: the edge's own. The schemas are JSON Schema, None where there is none."""
+
+    timeout_s: float | None = None
+    concurrent: bool = False
+    message: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+
+
+class TopicEntry(_Entry):
+    """A family of topics that has a policy. `history` counts publications to keep, for `ttl_s` seconds."""
+
+    pattern: str
+    history: int = 0
+    ttl_s: float | None = None
+    presence: bool = False
+
+
+class Manifest(_Entry):
+    """What the workers of a channel answer. `version` is that of this format."""
+
+    version: int = 1
+    channel: str
+    connect: bool = False
+    disconnect: bool = False
+    default: bool = False
+    actions: Mapping[str, ActionEntry] = {}
+    topics: tuple[TopicEntry, ...] = ()
+
+    _patterns: tuple[TopicPattern, ...] = PrivateAttr(())
+
+    def model_post_init(self, _context: object) -> None:
+        """Compiles the patterns once."""
+        self._patterns = tuple(TopicPattern(topic.pattern) for topic in self.topics)
+
+    def topic_of(self, topic: str) -> TopicEntry | None:
+        """Returns the first entry, in the order of declaration, that covers a topic. None: it is closed to clients."""
+        for entry, pattern in zip(self.topics, self._patterns, strict=True):
+            if pattern.match(topic) is not None:
+                return entry
+        return None
+
+    def encode(self) -> bytes:
+        """Returns the bytes for KV: the same for the same content."""
+        return self.model_dump_json(exclude_defaults=True).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Reads the bytes of any release. Raises `ValueError` (pydantic's) for what is no manifest."""
+        return cls.model_validate_json(data)
