@@ -217,3 +217,18 @@ async def test_a_reader_of_old_messages_is_left_in_peace(page: Page, edge: Edge)
     await pill.click()
     await expect(page.get_by_text("line 41", exact=True)).to_be_in_viewport()
     await expect(pill).to_be_hidden()
+
+
+async def test_a_subscription_that_the_server_ends_is_told(page: Page, edge: Edge) -> None:
+    error = {"code": "forbidden", "message": "the server ended this subscription"}
+    edge.send(topic="room.1", unsubscribed=True, error=error)
+    await expect(page.get_by_role("alert").filter(has_text="Room 1: the server ended")).to_be_visible()
+
+
+async def test_a_subscription_that_fails_for_now_is_tried_again(page: Page, edge: Edge) -> None:
+    edge.send(topic="room.1", offset=3, data={"name": "Bob", "text": "three"})
+    error = {"code": "unavailable", "message": "the topic has no owner just now", "retry_after": 1.0}
+    edge.send(topic="room.1", unsubscribed=True, error=error)
+    await expect(page.locator(".message")).to_have_count(1)
+    await page.clock.run_for(2_100)
+    assert (await edge.frame("$subscribe"))["offset"] == 3

@@ -122,14 +122,8 @@ export class Trunkline extends EventTarget {
     try {
       reply = await this.call("$subscribe", { topic, ...position });
     } catch (error) {
-      if (!current()) return; // the next connection subscribes again
-      if (!TEMPORARY.has(error.code)) {
-        handlers.onError?.(error);
-        return;
-      }
-      const delayS = Math.max(error.retryAfterS ?? 0, this.#backoffS(attempt));
-      setTimeout(() => current() && this.#subscribe(subscription, attempt + 1), delayS * 1000);
-      return;
+      if (current()) this.#refused(subscription, error, attempt);
+      return; // a new connection subscribes again
     }
     if (!current()) return;
     const { offset, epoch, recovered, messages = [] } = reply;
@@ -141,6 +135,21 @@ export class Trunkline extends EventTarget {
     for (const message of messages) this.#deliver(subscription, message);
     subscription.position = { offset, epoch };
     handlers.onSubscribed?.(reply);
+  }
+
+  #refused(subscription, error, attempt) {
+    const { topic, handlers } = subscription;
+    if (!TEMPORARY.has(error.code)) {
+      handlers.onError?.(error);
+      return;
+    }
+    const socket = this.#socket;
+    const again = () => {
+      if (this.#socket !== socket || this.#subscriptions.get(topic) !== subscription) return;
+      this.call("$unsubscribe", { topic }).catch(() => {}); // it may have come about after the answer was given up
+      this.#subscribe(subscription, attempt + 1);
+    };
+    setTimeout(again, Math.max(error.retryAfterS ?? 0, this.#backoffS(attempt)) * 1000);
   }
 
   #deliver(subscription, { offset, data }) {
@@ -160,17 +169,20 @@ export class Trunkline extends EventTarget {
       clearTimeout(call.timer);
       if (error) call.reject(new TrunklineError(error));
       else call.resolve(rest);
-    } else if (error) {
-      this.#emit("error", new TrunklineError(error));
-    } else if (action === undefined && rest.topic !== undefined) {
-      const subscription = this.#subscriptions.get(rest.topic);
-      if (subscription && rest.lost) {
-        subscription.position = { offset: rest.offset, epoch: rest.epoch };
-        subscription.handlers.onLost?.();
-      } else if (subscription) this.#deliver(subscription, rest);
+    } else if (action === undefined && this.#subscriptions.has(rest.topic)) {
+      this.#told(this.#subscriptions.get(rest.topic), rest, error);
     } else if (id === undefined) {
-      this.#emit("push", rest);
-    }
+      if (error) this.#emit("error", new TrunklineError(error));
+      else this.#emit("push", rest);
+    } // else it answers a call that was given up
+  }
+
+  #told(subscription, what, error) {
+    const { offset, epoch, lost, subscribed, unsubscribed } = what;
+    if (unsubscribed) this.#refused(subscription, new TrunklineError(error), 0);
+    else if (lost || subscribed) subscription.position = { offset, epoch };
+    else this.#deliver(subscription, what);
+    if (lost) subscription.handlers.onLost?.();
   }
 
   #lost(code, reason, wanted = false) {
