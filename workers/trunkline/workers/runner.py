@@ -1,0 +1,282 @@
+"""Runs calls: a bounded backlog, and a fixed number of slots that work it off.
+
+A call costs no task and no queue of its own. Slots are long-lived tasks; when none has to wait for anything, one of
+them handles a whole batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from typing import Final
+
+import msgspec
+from prometheus_client import Counter, Gauge, Histogram
+
+from trunkline.app.context import Environment
+from trunkline.app.errors import Reject
+from trunkline.app.routes import Route
+from trunkline.shared import wire
+from trunkline.shared.bus import Message
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.logs import get_logger
+from trunkline.shared.metrics import drops
+from trunkline.shared.rpc import Answerer
+from trunkline.shared.tasks import Tasks
+from trunkline.workers.isolation import isolated
+
+__all__ = ["Endpoint", "Runner"]
+
+FAIR_CALLS: Final = 32
+"""Calls that a slot may handle before it lets the rest of the process run."""
+RETRY_AFTER_S: Final = 1.0
+
+log = get_logger(__name__)
+
+calls = Counter("trunkline_calls_total", "Calls handled.", ["channel", "kind", "action", "outcome"])
+latency = Histogram(
+    "trunkline_call_seconds",
+    "From the arrival of a call to its answer.",
+    ["channel", "kind", "action"],
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+slots_busy = Gauge("trunkline_slots_busy", "Slots that handle a call now.")
+backlog_calls = Gauge("trunkline_backlog_calls", "Calls that wait for a slot.")
+backlog_bytes = Gauge("trunkline_backlog_bytes", "Bytes of calls that wait for a slot.")
+
+_decode_requests = msgspec.msgpack.Decoder(wire.Requests).decode
+_decode_call = msgspec.msgpack.Decoder(wire.Call).decode
+_codes = frozenset(code.code for code in ErrorCode)
+
+
+class Endpoint:
+    """A route with its metrics. Codes that users invent count as `rejected`: labels must have few values."""
+
+    __slots__ = ("_outcomes", "observe", "route", "timeout_s")
+
+    def __init__(self, route: Route, timeout_s: float) -> None:
+        self.route = route
+        self.timeout_s = route.timeout_s or timeout_s
+        self.observe = latency.labels(route.channel, route.kind.value, route.action).observe
+        self._outcomes: dict[str, Counter] = {}
+
+    def count(self, outcome: str) -> None:
+        counter = self._outcomes.get(outcome)
+        if counter is None:
+            route = self.route
+            counter = calls.labels(route.channel, route.kind.value, route.action, outcome)
+            self._outcomes[outcome] = counter
+        counter.inc()
+
+
+class _Waiting:
+    """A call in the backlog."""
+
+    __slots__ = ("arrived_at", "body", "endpoint", "reply", "request_id")
+
+    def __init__(self, endpoint: Endpoint, request: wire.Request, reply: str, arrived_at: float) -> None:
+        self.endpoint = endpoint
+        self.request_id = request.id
+        self.body = request.body
+        self.reply = reply
+        self.arrived_at = arrived_at
+
+
+class Runner:
+    """Takes batches of calls, and answers every call exactly once."""
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        tasks: Tasks,
+        *,
+        slots: int,
+        most_calls: int,
+        most_bytes: int,
+        timeout_s: float,
+    ) -> None:
+        self._answerer = answerer
+        self._tasks = tasks
+        self._slots = slots
+        self._most_calls = most_calls
+        self._most_bytes = most_bytes
+        self._timeout_s = timeout_s
+        self._environment: Environment | None = None
+        self._backlog: deque[_Waiting] = deque()
+        self._backlog_bytes = 0
+        self._busy = 0
+        self._idle: list[asyncio.Future[None]] = []
+        self._waking = False
+        self._finishing = False
+        self._finished: asyncio.Event = asyncio.Event()
+        self._cutting_off = False
+        self._loop = asyncio.get_running_loop()
+        self._refused = drops.labels("workers", "backlog full")
+        self._expired = drops.labels("workers", "call expired in the backlog")
+        slots_busy.set_function(lambda: self._busy)
+        backlog_calls.set_function(lambda: len(self._backlog))
+        backlog_bytes.set_function(lambda: self._backlog_bytes)
+
+    def start(self, environment: Environment) -> None:
+        """Starts the slots."""
+        self._environment = environment
+        for number in range(self._slots):
+            self._tasks.start(self._run_slot(environment), f"slot {number}", essential=True)
+
+    def endpoint(self, route: Route) -> Endpoint:
+        """Returns what `take` needs for the calls of a route."""
+        return Endpoint(route, self._timeout_s)
+
+    def take(self, endpoint: Endpoint, message: Message) -> None:
+        """Takes a batch of calls. Those that there is no room for are refused at once."""
+        arrived_at = self._loop.time()
+        for request in _decode_requests(message.data).items:
+            size_bytes = len(memoryview(request.body))
+            if len(self._backlog) >= self._most_calls or self._backlog_bytes + size_bytes > self._most_bytes:
+                self._refused.inc()
+                endpoint.count(ErrorCode.OVERLOADED.code)
+                error = TrunklineError(ErrorCode.OVERLOADED, "too many calls wait; try again", retry_after_s=RETRY_AFTER_S)
+                self._answerer.fail(message.reply, request.id, error)
+                continue
+            self._backlog.append(_Waiting(endpoint, request, message.reply, arrived_at))
+            self._backlog_bytes += size_bytes
+        self._wake()
+
+    async def finish(self, timeout_s: float) -> None:
+        """Returns when all that was taken is answered; what is not after `timeout_s` is cut off with an error.
+
+        Nothing may be taken meanwhile.
+        """
+        self._finishing = True
+        self._note_finished()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._finished.wait()
+        except TimeoutError:
+            log.warning("calls are cut off", running=self._busy, waiting=len(self._backlog), timeout_s=timeout_s)
+        self._cutting_off = True
+        await self._tasks.close(1.0)
+        while self._backlog:
+            waiting = self._backlog.popleft()
+            self._fail(waiting, _stopping())
+
+    # ------------------------------------------------------------------ slots
+
+    def _wake(self) -> None:
+        """Wakes one slot if there is work; each wakes the next before it starts a call, so that idle ones stay asleep."""
+        if self._backlog and self._idle and not self._waking:
+            self._waking = True
+            self._idle.pop().set_result(None)
+
+    async def _run_slot(self, environment: Environment) -> None:
+        handled = 0
+        task = asyncio.current_task()
+        while True:
+            try:
+                while not self._backlog:
+                    await self._sleep()
+                waiting = self._backlog.popleft()
+                self._backlog_bytes -= len(memoryview(waiting.body))
+                self._wake()
+                self._busy += 1
+                try:
+                    await self._handle(waiting, environment)
+                finally:
+                    self._busy -= 1
+                self._note_finished()
+                handled += 1
+                if handled % FAIR_CALLS == 0 or (task is not None and task.cancelling()):
+                    await asyncio.sleep(0)  # also takes the cancellation that a handler left behind
+            except asyncio.CancelledError:
+                if self._cutting_off:
+                    raise
+                _undo_cancellation()
+
+    async def _sleep(self) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._idle.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter.cancelled():
+                self._idle.remove(waiter)
+            else:
+                self._waking = False
+
+    def _note_finished(self) -> None:
+        if self._finishing and not self._busy and not self._backlog:
+            self._finished.set()
+
+    # ------------------------------------------------------------------ one call
+
+    async def _handle(self, waiting: _Waiting, environment: Environment) -> None:
+        endpoint = waiting.endpoint
+        try:
+            call = _decode_call(waiting.body)
+        except msgspec.MsgspecError as error:
+            self._fail(waiting, wire.decode_error(error, "call"))
+            return
+        now = self._loop.time()
+        deadline = min(waiting.arrived_at + call.timeout_s, now + endpoint.timeout_s)
+        if deadline <= now:
+            self._expired.inc()
+            self._fail(waiting, _late())
+            return
+        scope = asyncio.timeout_at(deadline)
+        try:
+            async with scope:
+                result = await isolated(endpoint.route(call, environment))
+        except TrunklineError as error:
+            self._fail(waiting, error)
+        except GeneratorExit:  # the event loop is going away under this task
+            raise
+        except BaseException as error:  # whatever a handler does, its caller gets an answer
+            if isinstance(error, asyncio.CancelledError) and self._cutting_off:
+                self._fail(waiting, _stopping())
+                raise
+            if isinstance(error, TimeoutError) and scope.expired():
+                self._fail(waiting, _late())
+            else:
+                self._fail(waiting, _unexpected(error, call))
+        else:
+            self._answerer.answer(waiting.reply, waiting.request_id, wire.result(result))
+            endpoint.count("ok")
+            endpoint.observe(self._loop.time() - waiting.arrived_at)
+
+    def _fail(self, waiting: _Waiting, error: TrunklineError) -> None:
+        self._answerer.fail(waiting.reply, waiting.request_id, error)
+        known = error.code in _codes and not isinstance(error, Reject)
+        waiting.endpoint.count(error.code if known else ErrorCode.REJECTED.code)
+        waiting.endpoint.observe(self._loop.time() - waiting.arrived_at)
+
+
+def _undo_cancellation() -> None:
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+
+
+def _late() -> TrunklineError:
+    return TrunklineError(ErrorCode.TIMEOUT, "the handler did not answer in time")
+
+
+def _stopping() -> TrunklineError:
+    return TrunklineError(ErrorCode.UNAVAILABLE, "the worker stopped before the handler ended", retry_after_s=RETRY_AFTER_S)
+
+
+def _unexpected(error: BaseException, call: wire.Call) -> TrunklineError:
+    """The client gets a number to quote, the log gets the rest: an exception's text may hold anything."""
+    if isinstance(error, asyncio.CancelledError):
+        _undo_cancellation()
+    error_id = secrets.token_hex(6)
+    log.error(
+        "a handler failed",
+        error_id=error_id,
+        channel=call.channel,
+        kind=call.kind,
+        action=call.action,
+        connection_id=call.connection_id,
+        exc_info=error,
+    )
+    return TrunklineError(ErrorCode.INTERNAL, f"internal error {error_id}", detail={"error_id": error_id})

@@ -1,0 +1,142 @@
+"""The worker service: the shell around `Runner` that speaks NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from trunkline.app.channel import Channel
+from trunkline.app.context import Environment
+from trunkline.app.errors import ChannelError, where
+from trunkline.shared import wire
+from trunkline.shared.bus import Bus, Subscription
+from trunkline.shared.health import HealthServer
+from trunkline.shared.logs import get_logger
+from trunkline.shared.manifest import BUCKET
+from trunkline.shared.rpc import Answerer, Caller
+from trunkline.shared.subjects import Subjects
+from trunkline.shared.tasks import Tasks, fail_with
+from trunkline.workers.effects import BusEffects
+from trunkline.workers.loader import load_channels
+from trunkline.workers.resources import Resources
+from trunkline.workers.runner import Runner
+from trunkline.workers.settings import WorkerSettings
+
+__all__ = ["WorkerService"]
+
+ROLE: Final = "workers"
+FINISH_SHARE: Final = 0.8
+"""Of `stop_timeout_s`, for the calls that run; the rest is for resources and the connection."""
+CLOSE_TIMEOUT_S: Final = 2.0
+
+log = get_logger(__name__)
+
+
+class WorkerService:
+    """Answers the calls of an app's channels. `app` is a reference for `load_channels`, or the channels themselves."""
+
+    def __init__(self, settings: WorkerSettings, app: str | Sequence[Channel]) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        fail = fail_with(self.failed)
+        self.instance = secrets.token_hex(4)
+        self._settings = settings
+        self._app = app
+        self._subjects = Subjects(settings.prefix)
+        self._bus = Bus(settings, ROLE, self.instance, fail)
+        self._caller = Caller(self._bus, self._subjects.inbox(ROLE, self.instance), ROLE)
+        # What a handler sent before it returned must arrive before its answer.
+        self._answerer = Answerer(self._bus, before_send=self._caller.flush)
+        self._runner = Runner(
+            self._answerer,
+            Tasks("slots", fail),
+            slots=settings.slots,
+            most_calls=settings.backlog_calls,
+            most_bytes=settings.backlog_bytes,
+            timeout_s=settings.timeout_s,
+        )
+        self._resource_tasks = Tasks("resources", fail)
+        self._resources: Resources | None = None
+        self._executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="handler")
+        self._health = HealthServer(settings.health_host, settings.health_port, self._reasons)
+        self._subscriptions: list[Subscription] = []
+        self._serving = False
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Where health and metrics are served."""
+        return {"health": self._health.url}
+
+    async def start(self) -> None:
+        """Loads the app, connects, and returns when calls are answered and the edges have been told.
+
+        Raises `ChannelError` for an app that cannot work, before anything is connected.
+        """
+        channels = load_channels(self._app) if isinstance(self._app, str) else list(self._app)
+        routes = [route for channel in channels for route in channel.routes]
+        self._resources = Resources(_shared_resources(channels), self._resource_tasks)
+        resources = await self._resources.open(self._settings.resource_timeout_s)
+        await self._bus.start()
+        await self._health.start()
+        await self._caller.start()
+        effects = BusEffects(self._bus, self._caller, self._subjects)
+        self._runner.start(Environment(effects, resources, self._executor))
+        for route in routes:
+            subject = self._subjects.call(route.channel, route.kind.value, route.action)
+            take = functools.partial(self._runner.take, self._runner.endpoint(route))
+            self._subscriptions.append(await self._bus.subscribe(subject, take, queue=ROLE))
+        await self._bus.flush()
+        await self._publish_manifests(channels)
+        self._serving = True
+        log.info("worker ready", channels=[channel.name for channel in channels], slots=self._settings.slots)
+
+    async def stop(self) -> None:
+        """Takes no more calls, finishes those that it took, closes the resources, disconnects."""
+        self._serving = False
+        await self._drain()
+        await self._runner.finish(self._settings.stop_timeout_s * FINISH_SHARE)
+        self._answerer.flush()
+        self._caller.stop()
+        if self._resources is not None:
+            await self._resources.close(CLOSE_TIMEOUT_S)
+            await self._resource_tasks.close(CLOSE_TIMEOUT_S)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        await self._health.stop()
+        await self._bus.stop()
+
+    async def _drain(self) -> None:
+        if not self._bus.connected:
+            return  # nothing comes any more
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.gather(*(subscription.drain() for subscription in self._subscriptions))
+        except TimeoutError:
+            log.warning("the broker does not confirm that it sends no more calls", timeout_s=CLOSE_TIMEOUT_S)
+
+    def _reasons(self) -> list[str]:
+        reasons = [] if self._bus.ready else ["no message has gone around through NATS within 3 s"]
+        return reasons if self._serving else [*reasons, "not serving: it starts or stops"]
+
+    async def _publish_manifests(self, channels: Sequence[Channel]) -> None:
+        bucket = await self._bus.bucket(self._subjects.bucket(BUCKET))
+        for channel in channels:
+            manifest = channel.manifest.encode()
+            stored = await bucket.get(channel.name)
+            if stored is None or stored[0] != manifest:
+                await bucket.put(channel.name, manifest)
+                notice = wire.Notice(wire.VERSION, wire.NewManifest(channel.name))
+                self._bus.publish(self._subjects.edges, wire.encode(notice))
+
+
+def _shared_resources(channels: Sequence[Channel]) -> Mapping[Any, Any]:
+    """The resources of all channels; one type must mean one thing in a process."""
+    resources: dict[Any, Any] = {}
+    for channel in channels:
+        for kind, generator in channel.resources.items():
+            before = resources.setdefault(kind, generator)
+            if before is not generator:
+                raise ChannelError(f"{where(generator)}: {kind} is provided already: {where(before)}")
+    return resources
