@@ -219,7 +219,7 @@ class Server:
             payload = msgspec.json.encode(
                 {
                     "query": {name: value for name, value in request.query.items() if name != "token"},
-                    "headers": {name: request.headers[name] for name in PASSED_HEADERS if name in request.headers},
+                    "headers": {name.lower(): request.headers[name] for name in PASSED_HEADERS if name in request.headers},
                     "remote": request.remote,
                 }
             )
