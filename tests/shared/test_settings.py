@@ -179,7 +179,7 @@ def test_class_without_a_description_or_role_is_refused() -> None:
 def test_every_role_has_settings() -> None:
     """Their fields have descriptions, or these imports would fail."""
     for role in ROLES:
-        package = "cli" if role == "dev" else role
+        package = "cli" if role in ("dev", "tail") else role
         module = importlib.import_module(f"trunkline.{package}.settings")
         found = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, RoleSettings)]
         assert any(each.role == role for each in found), role

@@ -31,7 +31,7 @@ __all__ = ["CommonSettings", "RoleSettings", "SettingsError", "print_settings"]
 PREFIX: Final = "TRUNKLINE_"
 FILE_VARIABLE: Final = "TRUNKLINE_CONFIG"
 DEFAULT_FILE: Final = "trunkline.toml"
-ROLES: Final = frozenset({"edge", "workers", "subscriptions", "dev"})
+ROLES: Final = frozenset({"edge", "workers", "subscriptions", "dev", "tail"})
 """A process checks the names of its own role only: the code of the others may not be installed beside it."""
 
 

@@ -1,0 +1,205 @@
+"""Starts the processes of `trunkline dev` in order, watches over them, renews workers, and stops them in
+order.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Final
+
+from watchfiles import PythonFilter, awatch
+
+from trunkline.cli.dev.app_path import find_app
+from trunkline.cli.dev.child import Child
+from trunkline.cli.dev.nats_server import nats_command, ports_file, worth_showing
+from trunkline.cli.dev.output import Output
+from trunkline.cli.mistakes import ExitCode, Mistake
+from trunkline.cli.settings import DevSettings
+from trunkline.shared.tasks import Tasks, fail_with
+
+__all__ = ["Supervisor"]
+
+STOP_TIMEOUT_S: Final = 4.0
+"""What each role gets to stop, one after the other; together less than our own `stop_timeout_s`."""
+
+WARNING: Final = """\
+┌──────────────────────────────────────────────────────────────────────────────────┐
+│ DEVELOPMENT MODE: no authentication. Whoever reaches this address may be anyone. │
+└──────────────────────────────────────────────────────────────────────────────────┘"""
+
+
+class Supervisor:
+    """The service that `trunkline dev` runs."""
+
+    instance = "dev"
+
+    def __init__(self, settings: DevSettings, output: Output) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settings = settings
+        self._output = output
+        self._tasks = Tasks("dev", fail_with(self.failed))
+        self._run = (settings.state / "run").resolve()
+        self._lock: IO[str] | None = None
+        self._nats = Child("nats", output, worth_showing)
+        self._subscriptions = Child("subscriptions", output)
+        self._edge = Child("edge", output)
+        self._worker = Child("worker", output)
+        self._next_worker: Child | None = None
+        self._workers_started = 0
+        self._addresses: dict[str, str] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """`url` is the edge's, `nats` that of NATS."""
+        return self._addresses
+
+    async def start(self) -> None:
+        """Return when everything is ready. Raises `Mistake` when something does not get there."""
+        settings = self._settings
+        app = find_app(settings.app, Path.cwd())
+        self._prepare_state()
+        _check_free(settings.port, "--port", "TRUNKLINE_DEV_PORT")
+        _check_free(settings.nats_port, "--nats-port", "TRUNKLINE_DEV_NATS_PORT")
+        if settings.reload:
+            self._tasks.start(self._watch(app.watched), "watch")
+
+        data = settings.state / "nats"
+        await self._nats.start(nats_command(settings.nats_port, data, self._run), os.environ)
+        ports = await self._nats.announced(ports_file(self._run, self._nats.pid), settings.start_timeout_s)
+        self._addresses["nats"] = ports["nats"][0]
+
+        page = {"TRUNKLINE_EDGE_STATIC_DIR": str(app.static)} if app.static else {}
+        edge_settings = {"TRUNKLINE_EDGE_PORT": str(settings.port), "TRUNKLINE_EDGE_AUTH": "none", **page}
+        ready = await asyncio.gather(
+            self._start_role(self._subscriptions, "subscriptions", ["subscriptions"], {}),
+            self._start_worker(self._worker),
+            self._start_role(self._edge, "edge", ["edge"], edge_settings),
+        )
+        self._addresses["url"] = ready[-1]["url"].rstrip("/") + "/"
+        for child in (self._nats, self._subscriptions, self._edge, self._worker):
+            self._tasks.start(self._guard(child), f"guard {child.name}")
+        self._write_state()
+        self._output.warning(WARNING)
+        self._output.line("dev", f"NATS is at {self._addresses['nats']}; reload is {'on' if settings.reload else 'off'}")
+        self._output.ready(self._addresses["url"])
+        if settings.reload:
+            self._tasks.start(self._reload(), "reload", essential=True)
+
+    async def stop(self) -> None:
+        """Stop all, those first on which nobody else depends. Kills what does not stop in time."""
+        (self._settings.state / "dev.json").unlink(missing_ok=True)
+        await self._tasks.close(1.0)
+        workers = [self._worker, *([self._next_worker] if self._next_worker else [])]
+        for group in ([self._edge], workers, [self._subscriptions], [self._nats]):
+            clean = await asyncio.gather(*(child.stop(STOP_TIMEOUT_S) for child in group))
+            for child, stopped in zip(group, clean, strict=True):
+                if not stopped:
+                    self._output.line("dev", f"{child.name} did not stop within {STOP_TIMEOUT_S:g} s and was killed")
+        if self._lock is not None:
+            self._lock.close()
+
+    # ------------------------------------------------------------------ start
+
+    def _prepare_state(self) -> None:
+        self._settings.state.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._settings.state / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = f"another `trunkline dev` uses {self._settings.state}: stop it, or choose another --state DIR"
+            raise Mistake(text, ExitCode.ADDRESS_IN_USE) from None
+        shutil.rmtree(self._run, ignore_errors=True)
+        self._run.mkdir()
+
+    async def _start_role(self, child: Child, role: str, command: list[str], own: Mapping[str, str]) -> Mapping[str, str]:
+        ready_file = self._run / f"{child.name}.json"
+        prefix = f"TRUNKLINE_{role.upper()}_"
+        environment = {
+            "FORCE_COLOR": "1" if self._output.color else "",
+            "PYTHONUNBUFFERED": "1",
+            "TRUNKLINE_LOG_FORMAT": "console",
+            f"{prefix}STOP_TIMEOUT_S": str(STOP_TIMEOUT_S - 1.5),
+            **os.environ,
+            f"{prefix}NATS_URL": self._addresses["nats"],
+            f"{prefix}HEALTH_PORT": "0",
+            f"{prefix}READY_FILE": str(ready_file),
+            **own,
+        }
+        await child.start([sys.executable, "-m", "trunkline.cli", *command], environment)
+        content = await child.announced(ready_file, self._settings.start_timeout_s)
+        addresses: dict[str, str] = content["addresses"]
+        return addresses
+
+    async def _start_worker(self, child: Child) -> Mapping[str, str]:
+        return await self._start_role(child, "workers", ["workers", self._settings.app], {})
+
+    def _write_state(self) -> None:
+        children = (self._nats, self._subscriptions, self._edge, self._worker)
+        content = {
+            "url": self._addresses["url"],
+            "nats_url": self._addresses["nats"],
+            "pids": {"dev": os.getpid()} | {child.name.partition("-")[0]: child.pid for child in children},
+        }
+        part = self._settings.state / "dev.json.part"
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        part.replace(self._settings.state / "dev.json")
+
+    async def _guard(self, child: Child) -> None:
+        try:
+            await child.must_not_end()
+        except Mistake as mistake:
+            fail_with(self.failed)(mistake)
+
+    # ------------------------------------------------------------------ reload
+
+    async def _watch(self, directory: Path) -> None:
+        try:
+            async for _ in awatch(directory, watch_filter=PythonFilter(), debounce=200, step=50):
+                self._changed.set()
+        except (OSError, RuntimeError) as error:
+            self._output.warning(f"reload is off: {directory} cannot be watched ({error})")
+
+    async def _reload(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._renew_worker()
+
+    async def _renew_worker(self) -> None:
+        """A new worker takes calls before the old one stops taking them: no call finds none, no socket
+        notices.
+        """
+        self._workers_started += 1
+        new = self._next_worker = Child(f"worker-{self._workers_started + 1}", self._output)
+        self._output.line("dev", "the code changed: starting a new worker")
+        try:
+            await self._start_worker(new)
+        except Mistake:
+            await new.stop(STOP_TIMEOUT_S)
+            self._next_worker = None
+            self._output.warning("the new code does not start (see above): the old worker goes on; save again to retry")
+            return
+        old, self._worker, self._next_worker = self._worker, new, None
+        self._tasks.start(self._guard(new), f"guard {new.name}")
+        self._write_state()
+        if not await old.stop(STOP_TIMEOUT_S):
+            self._output.line("dev", f"{old.name} did not finish within {STOP_TIMEOUT_S:g} s and was killed")
+        self._output.line("dev", f"the new code runs ({new.name})")
+
+
+def _check_free(port: int, option: str, variable: str) -> None:
+    """Raises `Mistake` if something listens on the port. An edge would not notice: several may share a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            text = f"port {port} cannot be used ({error.strerror}): stop what listens there, or choose another"
+            raise Mistake(f"{text} with {option} or {variable} (0 takes a free one)", ExitCode.ADDRESS_IN_USE) from None
