@@ -65,7 +65,7 @@ class Subjects:
 
     def inbox(self, role: str, instance: str) -> str:
         """The inbox of every other process; its first token is what the role's NATS permissions name."""
-        return f"_INBOX_{role}.{instance}"
+        return f"_INBOX_{role}.{instance}.reply"  # the bus has its echo beside it
 
     def bucket(self, name: str) -> str:
         """The KV bucket `name` of this prefix."""
