@@ -3,9 +3,10 @@
 import importlib
 import tomllib
 from pathlib import Path
+from typing import Self
 
 import pytest
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from trunkline.shared.settings import ROLES, CommonSettings, RoleSettings, SettingsError, print_settings
 
@@ -130,6 +131,16 @@ def test_variable_in_lower_case_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_argument_that_no_field_takes_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(TypeError, match="Example has no prot"):
         Example.load({"prot": "1"})
+
+
+def test_check_of_several_settings_speaks_for_itself() -> None:
+    class Checked(RoleSettings, role="edge"):
+        @model_validator(mode="after")
+        def _check(self) -> Self:
+            raise ValueError("set a or b")
+
+    with pytest.raises(SettingsError, match=r"used:\n  set a or b$"):
+        Checked.load()
 
 
 def test_frozen() -> None:

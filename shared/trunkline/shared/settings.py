@@ -243,12 +243,15 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 def _explain(cls: type[CommonSettings], error: ValidationError, sources: Mapping[str, str]) -> Iterable[str]:
     for mistake in error.errors(include_url=False, include_context=False, include_input=False):
-        name, *inside = (str(part) for part in mistake["loc"]) if mistake["loc"] else ("settings",)
-        where = ".".join([name, *inside])
-        if mistake["type"] == "missing":
+        text = redact(mistake["msg"].removeprefix("Value error, "))
+        name = str(mistake["loc"][0]) if mistake["loc"] else ""
+        where = ".".join(str(part) for part in mistake["loc"])
+        if not name:
+            yield text  # about several settings, which it names
+        elif mistake["type"] == "missing":
             yield f"{where}: must be set, for example with {_variable(cls.role)}{name.upper()}"
         else:
-            yield f"{where} ({sources.get(name, 'default')}): {redact(mistake['msg'])}"
+            yield f"{where} ({sources.get(name, 'default')}): {text}"
 
 
 def _listed(mistakes: Iterable[str]) -> str:

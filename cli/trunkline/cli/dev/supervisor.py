@@ -28,6 +28,10 @@ __all__ = ["Supervisor"]
 STOP_TIMEOUT_S: Final = 4.0
 """What each role gets to stop, one after the other; together less than our own `stop_timeout_s`."""
 
+AUTH: Final = "TRUNKLINE_EDGE_AUTH"
+DEFAULTS: Final = {AUTH: "none", "TRUNKLINE_EDGE_DRAIN_S": "0.5"}
+"""What differs in development, unless the environment says otherwise."""
+
 WARNING: Final = """\
 ┌──────────────────────────────────────────────────────────────────────────────────┐
 │ DEVELOPMENT MODE: no authentication. Whoever reaches this address may be anyone. │
@@ -74,19 +78,21 @@ class Supervisor:
         await self._nats.start(nats_command(settings.nats_port, data, self._run), os.environ)
         ports = await self._nats.announced(ports_file(self._run, self._nats.pid), settings.start_timeout_s)
         self._addresses["nats"] = ports["nats"][0]
+        self._tasks.start(self._guard(self._nats), "guard nats")
 
         page = {"TRUNKLINE_EDGE_STATIC_DIR": str(app.static)} if app.static else {}
-        edge_settings = {"TRUNKLINE_EDGE_PORT": str(settings.port), "TRUNKLINE_EDGE_AUTH": "none", **page}
+        edge_settings = {**page, "TRUNKLINE_EDGE_PORT": str(settings.port)}
         ready = await asyncio.gather(
             self._start_role(self._subscriptions, "subscriptions", ["subscriptions"], {}),
             self._start_worker(self._worker),
             self._start_role(self._edge, "edge", ["edge"], edge_settings),
         )
         self._addresses["url"] = ready[-1]["url"].rstrip("/") + "/"
-        for child in (self._nats, self._subscriptions, self._edge, self._worker):
+        for child in (self._subscriptions, self._edge, self._worker):
             self._tasks.start(self._guard(child), f"guard {child.name}")
         self._write_state()
-        self._output.warning(WARNING)
+        if os.environ.get(AUTH, DEFAULTS[AUTH]) == "none":
+            self._output.warning(WARNING)
         self._output.line("dev", f"NATS is at {self._addresses['nats']}; reload is {'on' if settings.reload else 'off'}")
         self._output.ready(self._addresses["url"])
         if settings.reload:
@@ -126,6 +132,7 @@ class Supervisor:
             "PYTHONUNBUFFERED": "1",
             "TRUNKLINE_LOG_FORMAT": "console",
             f"{prefix}STOP_TIMEOUT_S": str(STOP_TIMEOUT_S - 1.5),
+            **DEFAULTS,
             **os.environ,
             f"{prefix}NATS_URL": self._addresses["nats"],
             f"{prefix}HEALTH_PORT": "0",
