@@ -125,7 +125,7 @@ class Channel:
 
         def register(function: F) -> F:
             self._open(function)
-            _check_callable(function)
+            _check_function(function)
             before = self._policies.get(pattern)
             if before is not None:
                 raise ChannelError(f"{where(function)}: {pattern!r} has a policy already: {where(before.function)}")
@@ -164,7 +164,7 @@ class Channel:
 
     def _add(self, handler: _Handler, function: F) -> F:
         self._open(function)
-        _check_callable(function)
+        _check_function(function)
         before = self._handlers.get((handler.kind, handler.action))
         if before is not None:
             what = "action" if handler.kind is Kind.MESSAGE else "handler"
@@ -271,9 +271,16 @@ class Channel:
         )
 
 
-def _check_callable(function: Callable[..., Any]) -> None:
-    if not callable(function) or inspect.isclass(function) or getattr(inspect.unwrap(function), "__code__", None) is None:
+def _check_function(function: Callable[..., Any]) -> None:
+    plain = inspect.unwrap(function)
+    if not callable(function) or inspect.isclass(function) or getattr(plain, "__code__", None) is None:
         raise ChannelError(f"{function!r} is no function; decorate the handler itself")
+    if inspect.isasyncgenfunction(plain) or inspect.isgeneratorfunction(plain):
+        raise ChannelError(f"{where(function)}: a handler returns its result, it does not yield")
+    if inspect.iscoroutinefunction(plain) and not inspect.iscoroutinefunction(function):
+        raise ChannelError(
+            f"{where(function)}: the decorator around it hides that it is async; make its wrapper `async def`"
+        )
 
 
 def _action_entry(handler: _Handler) -> ActionEntry:

@@ -89,12 +89,6 @@ class Route:
 def _innermost(function: Callable[..., Any], signature: Signature) -> Next:
     resources = tuple(signature.resources.items())
     is_async = inspect.iscoroutinefunction(function)
-    if not is_async and inspect.iscoroutinefunction(inspect.unwrap(function)):
-        raise ChannelError(
-            f"{where(function)}: the decorator around it hides that it is async; make its wrapper `async def`"
-        )
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise ChannelError(f"{where(function)}: a handler returns its result, it does not yield")
 
     def arguments(context: Context[Any]) -> dict[str, Any]:
         result = context.arguments
@@ -170,7 +164,9 @@ def _policy_arguments(kind: Kind, function: Callable[..., Any], signature: Signa
 def _invalid(error: ValidationError) -> TrunklineError:
     mistakes = error.errors(include_url=False, include_context=False, include_input=False)[:MISTAKES_SHOWN]
     detail = [{"loc": list(each["loc"]), "msg": each["msg"], "type": each["type"]} for each in mistakes]
-    return TrunklineError(ErrorCode.INVALID, f"{error.error_count()} mistakes, see detail", detail=detail)
+    place = ".".join(str(part) for part in mistakes[0]["loc"]) or "payload"
+    more = f" (and {error.error_count() - 1} more)" if len(mistakes) > 1 else ""
+    return TrunklineError(ErrorCode.INVALID, f"{place}: {mistakes[0]['msg']}{more}", detail=detail)
 
 
 # ------------------------------------------------------------------------------------------------ result → payload

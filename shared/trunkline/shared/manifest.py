@@ -19,6 +19,8 @@ BUCKET: Final = "manifest"
 """The KV bucket (`Subjects.bucket`); its keys are the names of channels."""
 
 _PARAMETER = re.compile(r"\{([^{}]*)\}")
+_VALUE = r"[!-)+,\-/-=?-~]+"
+"""What a topic may contain (see `topics.check_topic`), but no dot."""
 _LITERAL = re.compile(r"[!-)+-=?-z|~]*\Z", re.ASCII)
 
 
@@ -49,12 +51,18 @@ class TopicPattern:
             if not _LITERAL.match(literal):
                 raise ValueError("a topic is printable ASCII without space, '*', '>' and stray braces")
         expression = "".join(
-            re.escape(literal) + (f"(?P<{name}>[^.]+)" if name else "")
+            re.escape(literal) + (f"(?P<{name}>{_VALUE})" if name else "")
             for literal, name in zip(literals, [*names, ""], strict=True)
         )
         self.pattern = pattern
         self.names = tuple(names)
         self._match = re.compile(expression).fullmatch
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TopicPattern) and self.pattern == other.pattern
+
+    def __hash__(self) -> int:
+        return hash(self.pattern)
 
     def match(self, topic: str) -> dict[str, str] | None:
         """Returns the parameters of a topic of this family, or None."""

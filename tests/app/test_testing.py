@@ -1,0 +1,65 @@
+"""Handlers are tested by calling them."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel
+
+from trunkline.app import Channel, Context, Kind, Position, Reject, TrunklineError
+from trunkline.app.testing import EPOCH, Published, RecordingContext
+
+chat = Channel("chat")
+
+
+class Say(BaseModel):
+    room: str
+    text: str
+
+
+@chat.on("say")
+async def say(ctx: Context, message: Say) -> Position:
+    if ctx.user == "mallory":
+        raise Reject("not you")
+    await ctx.send({"seen": message})
+    await ctx.connection("edge.other").send("psst")
+    await ctx.subscribe(f"room.{message.room}")
+    return await ctx.publish(f"room.{message.room}", message)
+
+
+async def test_a_handler_is_called_like_any_function() -> None:
+    ctx = RecordingContext(user="ada", claims={"sub": "ada"})
+    message = Say(room="1", text="hi")
+    assert await say(ctx, message) == Position(1, EPOCH)
+    assert await say(ctx, message) == Position(2, EPOCH)
+    assert ctx.sent == [{"seen": {"room": "1", "text": "hi"}}] * 2
+    assert ctx.records("edge.other").sent == ["psst", "psst"]
+    assert ctx.subscribed == ["room.1", "room.1"]
+    assert ctx.published[0] == Published("room.1", {"room": "1", "text": "hi"}, Position(1, EPOCH))
+    assert ctx.closed is None
+    assert ctx.claims == {"sub": "ada"}
+
+
+async def test_rejections_are_plain_exceptions() -> None:
+    with pytest.raises(Reject, match="not you"):
+        await say(RecordingContext(user="mallory"), Say(room="1", text="hi"))
+
+
+async def test_closing_is_recorded_and_checked() -> None:
+    ctx = RecordingContext()
+    await ctx.unsubscribe("room.1")
+    await ctx.close(4000, "bye")
+    assert (ctx.unsubscribed, ctx.closed) == (["room.1"], (4000, "bye"))
+    with pytest.raises(ValueError, match="1000 or 3000 to 4999"):
+        await ctx.close(1006)
+    with pytest.raises(ValueError, match="123 bytes"):
+        await ctx.close(1000, "ü" * 62)
+
+
+async def test_topics_are_checked() -> None:
+    with pytest.raises(TrunklineError, match="bad_request"):
+        await RecordingContext().publish("room *", 1)
+
+
+def test_headers_belong_to_connect() -> None:
+    assert RecordingContext(kind=Kind.CONNECT, headers={"origin": "x"}).headers == {"origin": "x"}
+    assert RecordingContext(headers={"origin": "x"}).headers == {}
