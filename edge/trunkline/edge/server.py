@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 from aiohttp import web
@@ -226,10 +226,9 @@ class Server:
             await self._calls.run(connection, "connect", "$connect", payload, self._settings.call_timeout_s)
 
     async def _run(self, request: web.Request, connection: Connection, response: web.WebSocketResponse) -> Socket:
-        transport = request.transport
-        if transport is None:
+        if request.transport is None:
             raise ConnectionResetError("the client left during the handshake")
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, request.transport)  # uvloop's does not derive from it
         socket = Socket(
             response,
             transport,

@@ -101,6 +101,11 @@ class EdgeService:
         }
 
     @property
+    def instance(self) -> str:
+        """What this process is called in logs and metrics."""
+        return self.edge_id
+
+    @property
     def addresses(self) -> Mapping[str, str]:
         """Where clients connect; health is served there, too."""
         return {"url": self._url, "health": self._url}

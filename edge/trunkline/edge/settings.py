@@ -1,61 +1,120 @@
-"""Settings of the edge."""
+"""Settings of an edge process."""
 
-from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, DirectoryPath, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from trunkline.shared.settings import RoleSettings
 
-__all__ = ["EdgeSettings"]
+__all__ = ["EdgeSettings", "normal_origin"]
+
+SECRET_BYTES_LEAST: Final = 32
+"""RFC 7518 §3.2: a key for HS256 is not shorter than the hash."""
+ANY_ORIGIN: Final = "*"
+DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+
+
+def normal_origin(text: str) -> str | None:
+    """An origin as browsers write it (RFC 6454 §6.2): lower case, no default port. None for what is no origin."""
+    scheme, separator, authority = text.lower().partition("://")
+    if not (scheme and separator and authority) or any(character in "/?#@\\ \t" for character in scheme + authority):
+        return None
+    return f"{scheme}://{authority.removesuffix(DEFAULT_PORTS.get(scheme, ' '))}"
+
+
+def _check_origin(text: str) -> str:
+    origin = text if text == ANY_ORIGIN else normal_origin(text)
+    if origin is None:
+        raise PydanticCustomError(
+            "origin", "an origin is scheme://host or scheme://host:port without a path or a slash at the end, or *"
+        )
+    return origin
+
+
+Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
 class EdgeSettings(RoleSettings, role="edge"):
     """See `CommonSettings` for where values come from."""
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
-    port: int = Field(8080, ge=0, le=65535, description="port for clients, health and metrics; 0 takes a free one")
+    host: str = Field("127.0.0.1", description="where clients connect; 0.0.0.0: on all addresses of the machine")
+    port: int = Field(8080, ge=0, le=65535, description="port for clients, health and metrics; 0: a free one")
+    reuse_port: bool = Field(False, description="let several edges of one machine share the port (SO_REUSEPORT)")
     edge_id: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="name of this edge in connection ids; random if not set"
+        None, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="name of this edge, unique in the cluster; unset: random"
     )
-    reuse_port: bool = Field(False, description="let several edge processes listen on one port (SO_REUSEPORT)")
-    auth: Literal["token", "none"] = Field(
-        "token", description="token: clients need a JWT; none: everybody may connect, for development only"
+    static_dir: DirectoryPath | None = Field(
+        None, description="directory with an index.html that is served at /, for development"
     )
-    jwt_secret: SecretStr | None = Field(None, description="key of HS256 tokens, at least 32 bytes")
-    jwks_url: str | None = Field(None, description="where the public keys of RS256, ES256 and EdDSA tokens are")
-    jwt_issuer: str | None = Field(None, description="the `iss` that tokens must have, if set")
-    jwt_audience: str | None = Field(None, description="the `aud` that tokens must have, if set")
-    jwt_leeway_s: float = Field(5.0, ge=0, description="seconds by which clocks may differ")
-    allowed_origins: list[str] = Field(
-        [], description="origins besides the edge's own whose pages may connect; * allows all"
-    )
-    message_bytes: int = Field(65_536, ge=128, description="longest message of a client; longer ones close it with 1009")
-    connections: int = Field(50_000, ge=1, description="most connections; further ones are refused with 503")
-    subscriptions_per_connection: int = Field(128, ge=1, description="most topics that a connection can hear")
-    handshake_s: float = Field(10.0, gt=0, description="seconds that a client has to send its request")
-    outbox_bytes: int = Field(
-        1_048_576, ge=4096, description="bytes that may wait for a client to read; more close it with 3008"
-    )
-    slow_close_s: float = Field(5.0, gt=0, description="seconds that a client has to read its close frame")
-    ping_s: float = Field(25.0, ge=1, description="seconds of silence after which a client is pinged")
-    pong_s: float = Field(10.0, gt=0, description="seconds of further silence after which it is closed with 3012")
-    call_timeout_s: float = Field(10.0, gt=0, description="seconds that a handler has, unless its action says otherwise")
-    subscribe_timeout_s: float = Field(5.0, gt=0, description="seconds within which a topic's owner must be found")
-    coalesce_s: float = Field(
-        0.005, ge=0, description="least seconds between two writes of publications under load; the first is immediate"
-    )
-    drain_s: float = Field(10.0, ge=0, description="seconds over which a stopping edge closes its connections")
-    static_dir: Path | None = Field(None, description="directory served at /, for development")
 
-    @model_validator(mode="after")
-    def _has_keys(self) -> Self:
-        if self.auth == "token" and self.jwt_secret is None and self.jwks_url is None:
-            raise ValueError(
-                "tokens need keys: set TRUNKLINE_EDGE_JWT_SECRET or TRUNKLINE_EDGE_JWKS_URL, "
-                "or TRUNKLINE_EDGE_AUTH=none for development"
+    jwt_secret: SecretStr | None = Field(None, description="secret that signs the tokens (HS256), at least 32 bytes")
+    jwks_url: str | None = Field(
+        None, description="URL of the public keys that check the tokens (RS256, ES256, EdDSA), a JWK set"
+    )
+    # After the keys: it is checked against them, and a field sees those above it only.
+    auth: Literal["token", "none"] = Field(
+        "token", validate_default=True, description="token, or none: everybody may connect, for development"
+    )
+    jwt_issuer: str | None = Field(None, min_length=1, description="what `iss` must be in a token; unset: anything")
+    jwt_audience: str | None = Field(None, min_length=1, description="what `aud` must name in a token; unset: anything")
+    jwt_leeway_s: float = Field(5.0, ge=0, le=300, description="seconds that clocks may differ for `exp`, `nbf` and `iat`")
+    allowed_origins: list[Origin] = Field(
+        [], description="origins of pages that may connect besides the edge's own, such as https://example.com; *: all"
+    )
+
+    connections: int = Field(50_000, ge=1, description="connections at the same time; more are refused")
+    handshake_s: float = Field(10.0, gt=0, description="seconds within which a client must have sent its request")
+    message_bytes: int = Field(65_536, ge=128, description="bytes of a client's message; a longer one closes its connection")
+    subscriptions_per_connection: int = Field(128, ge=1, description="topics that one connection may subscribe to")
+    state_bytes: int = Field(4096, ge=0, description="bytes of a connection's state")
+    outbox_bytes: int = Field(
+        1_048_576, ge=4096, description="bytes that may wait for a slow client before it is closed (3008)"
+    )
+    slow_close_s: float = Field(5.0, gt=0, description="seconds that a slow client has to read its close frame")
+    coalesce_s: float = Field(
+        0.005, ge=0, le=1, description="least seconds between two writes of publications to one connection under load"
+    )
+    ping_s: float = Field(25.0, gt=0, description="seconds of silence after which a client is pinged")
+    pong_s: float = Field(10.0, gt=0, description="seconds of silence after a ping before the connection is closed (3012)")
+    call_timeout_s: float = Field(10.0, gt=0, description="seconds that a call waits for its worker")
+    subscribe_timeout_s: float = Field(5.0, gt=0, description="seconds that a subscribe waits for the topic's owner")
+    drain_s: float = Field(10.0, ge=0, description="seconds over which a stopping edge closes its connections")
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret.get_secret_value().encode()) < SECRET_BYTES_LEAST:
+            raise PydanticCustomError(
+                "secret",
+                "too short: HS256 needs at least 32 bytes (RFC 7518 §3.2); make one with `openssl rand -base64 48`",
             )
-        # RFC 7518, §3.2: a key of at least the size of the hash.
-        if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value().encode()) < 32:
-            raise ValueError("jwt_secret is too short for HS256: use at least 32 random bytes")
-        return self
+        return secret
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _check_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise PydanticCustomError("url", "not an http:// or https:// URL")
+        return url
+
+    @field_validator("auth")
+    @classmethod
+    def _check_auth(cls, auth: str, info: ValidationInfo) -> str:
+        keys = ("jwt_secret", "jwks_url")
+        # A key that is missing here altogether was refused itself, which says enough.
+        if auth == "token" and all(name in info.data and info.data[name] is None for name in keys):
+            raise PydanticCustomError(
+                "auth",
+                "tokens need a key to check them with: set TRUNKLINE_EDGE_JWT_SECRET (HS256) or TRUNKLINE_EDGE_JWKS_URL "
+                "(RS256, ES256, EdDSA); for development without tokens, --auth none or TRUNKLINE_EDGE_AUTH=none",
+            )
+        return auth

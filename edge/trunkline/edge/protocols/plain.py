@@ -79,7 +79,10 @@ class PlainJson:
 
     def decode_fields(self, payload: bytes) -> dict[str, object]:
         """See `Adapter`."""
-        fields: dict[str, object] = msgspec.json.decode(payload)
+        try:
+            fields: dict[str, object] = msgspec.json.decode(payload)
+        except (msgspec.MsgspecError, RecursionError):  # a number out of range, or nested too deeply
+            raise _bad("a field of this message cannot be read") from None
         return fields
 
     def publication_json(self, payload: bytes) -> bytes:
@@ -226,19 +229,21 @@ class PlainMsgpack:
 
 
 def _transcoded(data: bytes) -> Raw:
-    """JSON as msgpack. Integers beyond 64 bits, which msgpack lacks, become floats; what is nested too deeply to be
+    """JSON as msgpack. Numbers beyond 64 bits, which msgpack lacks, become floats; what is nested too deeply to be
     decoded stays text."""
     try:
         return Raw(_msgpack_encode(msgspec.json.decode(data)))
-    except OverflowError:
+    except (OverflowError, msgspec.MsgspecError, RecursionError):
+        pass
+    try:
         return Raw(_msgpack_encode(json.loads(data, parse_int=_bounded)))
-    except RecursionError:
+    except (ValueError, RecursionError):
         return Raw(_msgpack_encode(data.decode()))
 
 
 def _bounded(digits: str) -> int | float:
-    number = int(digits)
-    return number if -(2**63) <= number < 2**64 else float(digits)
+    number = float(digits)
+    return int(digits) if -(2.0**63) <= number < 2.0**64 else number
 
 
 def _flat(result: bytes) -> bool:
@@ -249,6 +254,8 @@ def _flat(result: bytes) -> bool:
 def _check(incoming: Incoming) -> None:
     if incoming.id is not None and len(incoming.id) > ID_BYTES:
         raise _bad(f"`id` has at most {ID_BYTES} bytes")
+    if isinstance(incoming.message_id, int) and not -(2**63) <= incoming.message_id < 2**64:
+        raise _bad("`id` is an integer of at most 64 bits, or a string")
     if len(incoming.action) > ACTION_CHARACTERS:
         raise _bad(f"`action` has at most {ACTION_CHARACTERS} characters")
 
