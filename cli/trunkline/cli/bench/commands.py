@@ -22,13 +22,14 @@ from trunkline.cli.bench.fanout import Fanout, StepResult
 from trunkline.cli.bench.handshake import Endpoint
 from trunkline.cli.bench.marker import MARKER_BYTES
 from trunkline.cli.bench.processes import LoadProcesses, share
-from trunkline.cli.bench.publishers import PLACEHOLDER, SocketPublishing
+from trunkline.cli.bench.publishers import PLACEHOLDER, BusPublishing, Publishing, SocketPublishing
 from trunkline.cli.bench.search import Search
 
 app = typer.Typer(
     name="bench",
     help="Measure any WebSocket server: fan-out, calls, memory per connection, connects per second.",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 Url = Annotated[str, typer.Argument(help="The server, e.g. ws://127.0.0.1:8080/ws/chat")]
@@ -62,8 +63,14 @@ def fanout(
     publisher_first: Annotated[
         list[str] | None, typer.Option(help="Text frame that each publisher sends after the handshake.")
     ] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="Publish over NATS into this topic instead, with --publish as the payload.")
+    ] = None,
+    nats_url: Annotated[str | None, typer.Option(help="NATS for --topic, if not the one in the settings.")] = None,
     rate: Annotated[str, typer.Option(help="Publications per second, or 'max' to search for the best.")] = "10",
     start_rate: Annotated[float, typer.Option(min=0.5, help="Where a search for the maximum begins.")] = 10.0,
+    steps: Annotated[int, typer.Option(min=1, max=100, help="Most steps of a search.")] = 12,
+    factor: Annotated[float, typer.Option(min=1.1, help="By which a search steps up until it is too much.")] = 3.0,
     p99_limit: Annotated[
         float | None,
         typer.Option(min=0.1, help="Milliseconds: slower steps do not count as kept up in a search."),
@@ -95,42 +102,43 @@ def fanout(
         if PLACEHOLDER.decode() not in publish:
             raise LoadError("--publish must hold %payload% where the payload belongs")
         searching = rate == "max"
+        publishing: Publishing
+        if topic is not None:
+            publishing = BusPublishing(nats_url, topic, publish.encode(), timeout)
+        else:
+            where = _endpoint(publisher_url or url, subprotocol, header, publisher_first, reply)
+            publishing = SocketPublishing(where, publish.encode(), publishers, timeout)
         load = Fanout(
             endpoint=_endpoint(url, subprotocol, header, first, reply),
             subscribers=subscribers,
-            publishing=SocketPublishing(
-                _endpoint(publisher_url or url, subprotocol, header, publisher_first, reply),
-                publish.encode(),
-                publishers,
-                timeout,
-            ),
+            publishing=publishing,
             concurrency=concurrency,
             timeout_s=timeout,
         )
         if processes > subscribers:
             raise LoadError(f"{processes} processes need at least as many subscribers")
         limit_s = None if p99_limit is None else p99_limit / 1e3
-        steps: list[StepResult] = []
+        results: list[StepResult] = []
         with (
             _progress(None if searching else warmup + duration, "connecting") as bar,
             LoadProcesses(processes) as load_processes,
         ):
             driver = FanoutDriver(load_processes, load, frame_bytes, bar.tick)
             if searching:
-                for step in driver.search(Search(start_rate), duration, limit_s):
+                for step in driver.search(Search(start_rate, factor, steps), duration, limit_s):
                     bar.say(f"{step.rate:,.1f} publications/s: {step.deliveries_per_s:,.0f} deliveries/s")
-                    steps.append(step)
+                    results.append(step)
             else:
                 bar.say(f"{_rate(rate):,.1f} publications/s")
                 if warmup:
                     driver.step(_rate(rate), warmup)
-                steps.append(driver.step(_rate(rate), duration))
+                results.append(driver.step(_rate(rate), duration))
             driver.close()
         if as_json:
-            body = report.describe_search(steps, limit_s) if searching else report.describe_step(steps[0])
+            body = report.describe_search(results, limit_s) if searching else report.describe_step(results[0])
             _print_json("fanout", url, body)
         else:
-            report.print_fanout(Console(), url, steps, limit_s)
+            report.print_fanout(Console(), url, results, limit_s)
 
 
 @app.command()

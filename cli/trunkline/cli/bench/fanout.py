@@ -17,7 +17,7 @@ from trunkline.cli.bench.connection import Connection, ReadBuffer, open_connecti
 from trunkline.cli.bench.errors import LoadError
 from trunkline.cli.bench.handshake import Endpoint
 from trunkline.cli.bench.histogram import Histogram
-from trunkline.cli.bench.publishers import SocketPublishing
+from trunkline.cli.bench.publishers import Publishing
 
 _TIMER_SLACK_NS = 2_000_000
 """A timer is this late at most before its lateness counts as the server's (or the generator's) delay."""
@@ -40,7 +40,7 @@ class Fanout:
 
     endpoint: Endpoint
     subscribers: int
-    publishing: SocketPublishing | None
+    publishing: Publishing | None
     concurrency: int
     timeout_s: float
 
@@ -172,6 +172,8 @@ class _Load:
 
     async def open(self) -> None:
         settings = self._settings
+        if self._publisher is not None:
+            await self._publisher.open()
         self._subscribers = await open_connections(
             lambda: _Subscriber(settings.endpoint, self._buffer, self._tally),
             settings.endpoint,
@@ -179,8 +181,6 @@ class _Load:
             settings.concurrency,
             settings.timeout_s,
         )
-        if self._publisher is not None:
-            await self._publisher.open()
 
     async def close(self) -> None:
         for subscriber in self._subscribers:

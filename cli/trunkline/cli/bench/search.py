@@ -36,7 +36,7 @@ class Search:
         if self.good < self._hint < self.bad / _CLOSE_ENOUGH**0.5:
             return self._hint
         if self.good:
-            return (self.good * self.bad) ** 0.5
+            return float((self.good * self.bad) ** 0.5)
         return max(self.bad / self.factor, _LOWEST_RATE) if self.bad > _LOWEST_RATE else None
 
     def record(self, rate: float, good: bool, capacity: float) -> None:

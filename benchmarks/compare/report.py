@@ -1,0 +1,146 @@
+"""Figures of all targets side by side, and the ratios that Trunkline is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.compare.measure import (
+    CALL_CONNECTIONS,
+    COMMON_RATE,
+    FRAME_BYTES,
+    P99_LIMIT_MS,
+    SUBSCRIBERS,
+    Measured,
+)
+from rich.console import Console
+from rich.table import Table
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """One figure of Trunkline's against another's; `value` is None as long as one of them is missing."""
+
+    name: str
+    value: float | None
+    goal: float
+
+    @property
+    def reached(self) -> bool | None:
+        return None if self.value is None else self.value >= self.goal
+
+
+def ratios(measured: Mapping[str, Measured]) -> list[Ratio]:
+    """Trunkline's best fan-out within the limit of latency against the peers' peaks at whatever latency."""
+    ours = measured.get("trunkline")
+
+    def peak(key: str) -> float | None:
+        return _figure(measured.get(key), "peak", "peak", "deliveries_per_s")
+
+    def calls(key: str) -> float | None:
+        return _figure(measured.get(key), "calls", "calls_per_s")
+
+    def connects(key: str) -> float | None:
+        return _figure(measured.get(key), "connects", "connects_per_s")
+
+    best = _figure(ours, "within", "best", "deliveries_per_s")
+    return [
+        Ratio("fan-out, Trunkline / Node ws", _divide(best, peak("node")), 8),
+        Ratio("fan-out, Trunkline / Django Channels", _divide(best, peak("channels")), 100),
+        Ratio("fan-out, Trunkline / Starlette + broadcaster", _divide(best, peak("starlette")), 1),
+        Ratio("fan-out, Trunkline / python-socketio", _divide(best, peak("socketio")), 1),
+        Ratio("calls, Trunkline's worker / Starlette's echo", _divide(calls("trunkline"), calls("starlette")), 1.3),
+        Ratio("accepts, Trunkline / bare aiohttp", _divide(connects("trunkline"), connects("aiohttp")), 1),
+    ]
+
+
+def describe(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Everything for machines."""
+    return {
+        "subscribers": SUBSCRIBERS,
+        "frame_bytes": FRAME_BYTES,
+        "p99_limit_ms": P99_LIMIT_MS,
+        "targets": {key: {name: getattr(each, name) for name in Measured.__slots__} for key, each in measured.items()},
+        "ratios": [
+            {"name": ratio.name, "value": ratio.value, "goal": ratio.goal, "reached": ratio.reached}
+            for ratio in ratios(measured)
+        ],
+    }
+
+
+def show(console: Console, measured: Mapping[str, Measured]) -> None:
+    """Print the tables."""
+    rows = list(measured.values())
+    table = _table(
+        f"fan-out: {SUBSCRIBERS} subscribers, frames of {FRAME_BYTES} bytes",
+        "best/s",
+        "p99 ms",
+        "peak/s",
+        "p99 ms",
+        "low p50",
+        "low p99",
+    )
+    for each in rows:
+        if each.peak or each.common:
+            table.add_row(
+                each.name,
+                _number(_figure(each, "within", "best", "deliveries_per_s")),
+                _number(_figure(each, "within", "best", "latency_ms", "p99"), 1),
+                _number(_figure(each, "peak", "peak", "deliveries_per_s")),
+                _number(_figure(each, "peak", "peak", "latency_ms", "p99"), 1),
+                _number(_figure(each, "common", "latency_ms", "p50"), 1),
+                _number(_figure(each, "common", "latency_ms", "p99"), 1),
+            )
+    console.print(table)
+    console.print(
+        f"best: everything delivered, as fast as published, p99 ≤ {P99_LIMIT_MS:g} ms. peak: at any latency.\n"
+        f"low: milliseconds at {COMMON_RATE * SUBSCRIBERS:,.0f} deliveries/s.",
+        style="dim",
+    )
+    table = _table("calls, connects, memory", f"calls/s at {CALL_CONNECTIONS}", "p99 ms", "connects/s", "bytes idle")
+    for each in rows:
+        if each.calls or each.connects or each.memory:
+            table.add_row(
+                each.name,
+                _number(_figure(each, "calls", "calls_per_s")),
+                _number(_figure(each, "calls", "latency_ms", "p99"), 1),
+                _number(_figure(each, "connects", "connects_per_s")),
+                _number(_figure(each, "memory", "bytes_per_connection")),
+            )
+    console.print(table)
+    table = _table("ratios", "value", "goal", "")
+    for ratio in ratios(measured):
+        verdict = {None: "not measured", True: "[green]reached[/]", False: "[red]missed[/]"}[ratio.reached]
+        table.add_row(ratio.name, _number(ratio.value, 2), f"≥ {ratio.goal:g}", verdict)
+    console.print(table)
+    for each in rows:
+        if each.problem:
+            console.print(f"{each.name}: {each.problem}", style="yellow", markup=False)
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _figure(measured: Measured | None, *path: str) -> float | None:
+    value: Any = measured
+    for name in path:
+        if value is None:
+            return None
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name)
+    return None if value is None else float(value)
+
+
+def _divide(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or not theirs else ours / theirs
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return NOTHING if value is None else f"{value:,.{digits}f}"

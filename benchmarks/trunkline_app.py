@@ -1,0 +1,21 @@
+"""What the peers do, on Trunkline: an action that sends its text back, and a topic that anybody may use."""
+
+from pydantic import BaseModel
+
+from trunkline.app import Channel, Context, Operation
+
+bench = Channel("bench")
+
+
+class Text(BaseModel):
+    text: str
+
+
+@bench.on("echo")
+async def echo(ctx: Context, message: Text) -> Text:
+    return message
+
+
+@bench.topic("bench")
+async def may(ctx: Context, operation: Operation) -> bool:
+    return True
