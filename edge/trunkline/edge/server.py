@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -228,7 +228,7 @@ class Server:
     async def _run(self, request: web.Request, connection: Connection, response: web.WebSocketResponse) -> Socket:
         if request.transport is None:
             raise ConnectionResetError("the client left during the handshake")
-        transport = cast(asyncio.Transport, request.transport)  # uvloop's does not derive from it
+        transport = request.transport
         socket = Socket(
             response,
             transport,
