@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from datetime import datetime
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -63,7 +64,7 @@ def configure(role: str, *, level: LogLevel = "info", format: LogFormat = "auto"
     if console:
         colors = stream.isatty() or _forced_color()
         last: list[Processor] = [
-            structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False),
+            _for_people,
             structlog.processors.format_exc_info,
             _hide_secrets,
             structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0),
@@ -110,6 +111,13 @@ def identify(instance: str) -> None:
 
 def _forced_color() -> bool:
     return bool(os.environ.get("FORCE_COLOR")) and not os.environ.get("NO_COLOR")
+
+
+def _for_people(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    event["timestamp"] = datetime.now().time().isoformat("milliseconds")
+    if event["logger"].startswith("trunkline."):
+        del event["logger"]
+    return event
 
 
 def _identify(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:

@@ -100,6 +100,8 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop all, those first on which nobody else depends. Kills what does not stop in time."""
+        if self._lock is None:
+            return  # nothing was started, and what is there belongs to another one
         (self._settings.state / "dev.json").unlink(missing_ok=True)
         await self._tasks.close(1.0)
         workers = [self._worker, *([self._next_worker] if self._next_worker else [])]
@@ -108,19 +110,20 @@ class Supervisor:
             for child, stopped in zip(group, clean, strict=True):
                 if not stopped:
                     self._output.line("dev", f"{child.name} did not stop within {STOP_TIMEOUT_S:g} s and was killed")
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.close()
 
     # ------------------------------------------------------------------ start
 
     def _prepare_state(self) -> None:
         self._settings.state.mkdir(parents=True, exist_ok=True)
-        self._lock = (self._settings.state / "lock").open("a+")
+        lock = (self._settings.state / "lock").open("a+")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.close()
             text = f"another `trunkline dev` uses {self._settings.state}: stop it, or choose another --state DIR"
             raise Mistake(text, ExitCode.ADDRESS_IN_USE) from None
+        self._lock = lock
         shutil.rmtree(self._run, ignore_errors=True)
         self._run.mkdir()
 
