@@ -242,8 +242,11 @@ def _transcoded(data: bytes) -> Raw:
 
 
 def _bounded(digits: str) -> int | float:
-    number = float(digits)
-    return int(digits) if -(2.0**63) <= number < 2.0**64 else number
+    if len(digits) <= 20:  # int() itself refuses thousands of digits
+        number = int(digits)
+        if -(2**63) <= number < 2**64:
+            return number
+    return float(digits)
 
 
 def _flat(result: bytes) -> bool:
