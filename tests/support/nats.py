@@ -87,6 +87,10 @@ class NatsServer:
         """Ends a `pause`."""
         self._signal(signal.SIGCONT)
 
+    def reload(self) -> None:
+        """Reads the configuration file again."""
+        self._signal(signal.SIGHUP)
+
     def _signal(self, number: signal.Signals) -> None:
         if self._process is None:
             raise RuntimeError("nats-server does not run")

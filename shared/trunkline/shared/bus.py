@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import nats
@@ -21,7 +21,6 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js import JetStreamContext
 from prometheus_client import Counter, Gauge
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from trunkline.shared.buckets import Bucket, open_bucket
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -38,7 +37,14 @@ UNREADY_AFTER_S: Final = 3.0
 DEAF_AFTER_S: Final = 10.0
 """Connected and without an echo for this long, the connection is made anew."""
 CONNECT_TIMEOUT_S: Final = 30.0
+CLOSE_TIMEOUT_S: Final = 2.0
+FLUSH_TIMEOUT_S: Final = 10
+"""Longer than it takes to notice a silent server: at a pong that nobody waits for any more, nats-py stops reading."""
 OUTGOING_BYTES: Final = 32 * 1024 * 1024
+TURN_MESSAGES: Final = 512
+"""After so many messages the sender lets others run."""
+HEADER_BYTES: Final = 12
+HEADER_LINE_BYTES: Final = 4
 
 callback_failures = Counter("trunkline_bus_callback_failures_total", "Messages whose callback raised.", ["role"])
 reconnects = Counter("trunkline_bus_reconnects_total", "Times the NATS connection came back.", ["role"])
@@ -48,18 +54,43 @@ log = get_logger(__name__)
 
 
 class Message:
-    """A message from a subscription. `no_responders`: nobody listens where the reply was asked for."""
+    """A message from a subscription. `headers` is None where there are none; one that the server sent itself
+    has a `status`.
+    """
 
-    __slots__ = ("data", "no_responders", "reply", "subject")
+    __slots__ = ("data", "headers", "reply", "subject")
 
-    def __init__(self, subject: str, data: bytes, reply: str, no_responders: bool) -> None:
+    def __init__(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
         self.subject = subject
         self.data = data
         self.reply = reply
-        self.no_responders = no_responders
+        self.headers = headers
+
+    @property
+    def status(self) -> str:
+        """The three digits of a message from the server itself, or ""."""
+        return "" if self.headers is None else self.headers.get("Status", "")
+
+    @property
+    def no_responders(self) -> bool:
+        """Nobody listens where this reply was asked for."""
+        return self.headers is not None and self.headers.get("Status") == "503"
 
 
 Callback = Callable[[Message], None]
+
+
+@contextlib.contextmanager
+def _or_unavailable() -> Iterator[None]:
+    """Turns nats-py's errors, which the callers cannot import, into one of ours."""
+    try:
+        yield
+    except (nats.errors.Error, TimeoutError) as error:
+        raise TrunklineError(
+            ErrorCode.UNAVAILABLE,
+            f"the message broker does not answer ({type(error).__name__}); try again",
+            retry_after_s=1.0,
+        ) from error
 
 
 class Subscription:
@@ -71,36 +102,56 @@ class Subscription:
         self._inner = inner
 
     async def drain(self) -> None:
-        """Stops receiving, and returns when the callback has seen all that had been received."""
-        with contextlib.suppress(nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError):
+        """Stops receiving, and returns when the callback has seen all that had been received.
+
+        Raises `TrunklineError(UNAVAILABLE)` when the server does not confirm it within 10 s. Does nothing the second time.
+        """
+        with (
+            _or_unavailable(),
+            contextlib.suppress(nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError),
+        ):
             await self._inner.drain()  # type: ignore[no-untyped-call]
 
 
 class Bus:
     """One connection to NATS.
 
+    What was published before the connection broke is never sent after it came back: its senders have been told.
     `on_reconnect` callbacks run after every reconnect: core messages may have been missed, so soft state must be
     announced again. `fail` gets the error when the connection is closed for good (by the server's refusal, for example):
     nats-py never comes back from that, so the process must end.
     """
 
-    def __init__(self, settings: CommonSettings, role: str, instance: str, fail: Fail) -> None:
+    def __init__(
+        self,
+        settings: CommonSettings,
+        role: str,
+        instance: str,
+        fail: Fail,
+        *,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
         self._settings = settings
         self._role = role
         self._instance = instance
         self._fail = fail
+        self._connect_timeout_s = connect_timeout_s
         self._tasks = Tasks("bus", fail)
         self._client = Client()
-        self._outgoing: deque[tuple[str, bytes, str]] = deque()
+        self._outgoing: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
         self._outgoing_bytes = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._connected = False
         self._stopping = False
+        self._sending = True
         self._echoed_at = 0.0
         self._echo_subject = f"_INBOX_{role}.{instance}.echo"
         self._refused_bytes = drops.labels(role, "bus: outgoing bytes over the limit")
+        self._refused_size = drops.labels(role, "bus: message over max_payload")
+        self._lost = drops.labels(role, "bus: connection lost before it was sent")
+        self._last_warning = ""
         self._refused_away = drops.labels(role, "bus: broker away")
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
@@ -108,72 +159,85 @@ class Bus:
     # ------------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Connects (retrying for 30 s), and returns when a first message has gone around.
+        """Connects (trying for `connect_timeout_s`), and returns when a first message has gone around.
 
-        Raises `TrunklineError(UNAVAILABLE)` when no server can be reached.
+        Raises `TrunklineError(UNAVAILABLE)` when no server can be reached or used.
         """
         try:
-            await self._connect()
-        except (OSError, TimeoutError, nats.errors.Error) as error:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await self._connect()
+        except TimeoutError as error:
+            reason = self._client.last_error or TimeoutError("no answer")
+            await self._close()
             raise TrunklineError(
                 ErrorCode.UNAVAILABLE,
-                f"no NATS server answers at {', '.join(self._hosts())} ({type(error).__name__}); "
-                "start one, or set TRUNKLINE_NATS_URL",
+                f"no NATS server at {', '.join(self._hosts())} takes us ({type(reason).__name__}: {reason}); "
+                "start one, or set TRUNKLINE_NATS_URL and the settings of its user",
             ) from error
         self._connected = True
         self._tasks.start(self._send_outgoing(), "send", essential=True)
         await self.subscribe(self._echo_subject, self._on_echo)
         self._tasks.start(self._prove(), "prove", essential=True)
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            while not self.ready:
-                await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                while not self.ready:
+                    await asyncio.sleep(0.01)
+        except TimeoutError as error:
+            raise TrunklineError(
+                ErrorCode.UNAVAILABLE,
+                f"NATS at {', '.join(self._hosts())} does not bring our own messages back; "
+                f"let this user publish and subscribe to {self._echo_subject.partition('.')[0]}.>",
+            ) from error
 
     def _hosts(self) -> list[str]:
         return [server.rpartition("@")[2] for server in self._settings.nats_servers]
 
     async def _connect(self) -> None:
         settings = self._settings
-
-        @retry(
-            retry=retry_if_exception_type((OSError, nats.errors.NoServersError, TimeoutError)),
-            wait=wait_random_exponential(multiplier=0.05, max=2),
-            stop=stop_after_delay(CONNECT_TIMEOUT_S),
-            reraise=True,
+        await self._client.connect(
+            servers=settings.nats_servers,
+            name=f"trunkline-{self._role}-{self._instance}",
+            user=settings.nats_user,
+            password=settings.nats_password.get_secret_value() if settings.nats_password else None,
+            token=settings.nats_token.get_secret_value() if settings.nats_token else None,
+            user_credentials=str(settings.nats_credentials) if settings.nats_credentials else None,
+            inbox_prefix=f"_INBOX_{self._role}",
+            connect_timeout=2,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds works
+            max_reconnect_attempts=-1,
+            ping_interval=2,
+            max_outstanding_pings=2,
+            pending_size=16 * 1024 * 1024,
+            allow_reconnect=True,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_disconnected,
+            reconnected_cb=self._on_reconnected,
+            closed_cb=self._on_closed,
         )
-        async def connect() -> None:
-            self._client = Client()
-            await self._client.connect(
-                servers=settings.nats_servers,
-                name=f"trunkline-{self._role}-{self._instance}",
-                user=settings.nats_user,
-                password=settings.nats_password.get_secret_value() if settings.nats_password else None,
-                token=settings.nats_token.get_secret_value() if settings.nats_token else None,
-                user_credentials=str(settings.nats_credentials) if settings.nats_credentials else None,
-                inbox_prefix=f"_INBOX_{self._role}",
-                connect_timeout=2,
-                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds works
-                max_reconnect_attempts=-1,
-                ping_interval=2,
-                max_outstanding_pings=2,
-                pending_size=16 * 1024 * 1024,
-                allow_reconnect=True,
-                error_cb=self._on_error,
-                disconnected_cb=self._on_disconnected,
-                reconnected_cb=self._on_reconnected,
-                closed_cb=self._on_closed,
-            )
-
-        await connect()
 
     async def stop(self) -> None:
         """Sends what waits (for 2 s at the most) and closes the connection."""
         self._stopping = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2.0):
+        with contextlib.suppress(TimeoutError, TrunklineError):  # what is lost now, its senders learn by their deadlines
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.flush()
+        self._sending = False
         await self._tasks.close(1.0)
         if self._client.is_connected or self._client.is_reconnecting:
-            await self._client.close()
+            await self._close()
+
+    async def _close(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._client.close()
+        except TimeoutError:
+            self._abort()
+
+    def _abort(self) -> None:
+        """Breaks the TCP connection without waiting for a server that does not read."""
+        writer = getattr(self._client._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
 
     # ------------------------------------------------------------------ sending
 
@@ -187,43 +251,67 @@ class Bus:
         """Bytes that the server takes in one message."""
         return self._client.max_payload
 
-    def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+    def publish(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
         """Sends a message at most once, in order of the calls, without waiting.
 
-        Raises `TrunklineError`: `UNAVAILABLE` while the broker is away, `OVERLOADED` when 32 MiB wait to be sent.
+        Raises `TrunklineError`: `UNAVAILABLE` while the broker is away, `OVERLOADED` when 32 MiB wait to be sent,
+        `TOO_LARGE` when the server would not take it.
         """
         if not self._connected:
             self._refused_away.inc()
             raise TrunklineError(ErrorCode.UNAVAILABLE, "the message broker is away; try again", retry_after_s=1.0)
+        size_bytes = len(payload) if headers is None else len(payload) + _size_bytes(headers)
+        if size_bytes > self._client.max_payload:
+            # The server would close the connection for good.
+            self._refused_size.inc()
+            raise TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the broker takes")
         if self._outgoing_bytes + len(payload) > OUTGOING_BYTES:
             self._refused_bytes.inc()
             raise TrunklineError(ErrorCode.OVERLOADED, "too much waits to be sent; try again", retry_after_s=1.0)
-        self._outgoing.append((subject, payload, reply))
+        self._outgoing.append((subject, payload, reply, headers))
         self._outgoing_bytes += len(payload)
         if not self._wake.is_set():
             self._wake.set()
             self._idle.clear()
 
     async def flush(self) -> None:
-        """Returns when the server has got all that was published before. No deadline of its own."""
+        """Returns when the server has got all that was published before, or the connection is lost.
+
+        Raises `TrunklineError(UNAVAILABLE)` when the server is silent for 10 s.
+        """
         await self._idle.wait()
         if self._client.is_connected:
-            await self._client.flush(timeout=5)
+            with _or_unavailable():
+                await self._client.flush(timeout=FLUSH_TIMEOUT_S)
 
     async def _send_outgoing(self) -> None:
         outgoing = self._outgoing
-        while True:
+        turn = TURN_MESSAGES
+        while self._sending:  # nats-py may swallow a cancellation
             await self._wake.wait()
-            while outgoing:
-                subject, payload, reply = outgoing.popleft()
+            while outgoing and self._sending:
+                subject, payload, reply, headers = outgoing.popleft()
                 self._outgoing_bytes -= len(payload)
                 try:
-                    await self._client.publish(subject, payload, reply)
-                except (nats.errors.Error, OSError) as error:
-                    # The connection broke after the message was taken: at most once, and counted.
+                    await self._client.publish(subject, payload, reply, headers)
+                except (nats.errors.Error, OSError, RuntimeError) as error:
+                    # The connection broke after the message was taken (which uvloop says with a RuntimeError):
+                    # at most once, and counted.
                     drops.labels(self._role, f"bus: {type(error).__name__}").inc()
+                turn -= 1
+                if not turn:
+                    turn = TURN_MESSAGES
+                    await asyncio.sleep(0)
             self._wake.clear()
             self._idle.set()
+
+    def _forget_outgoing(self) -> None:
+        self._lost.inc(len(self._outgoing) + len(self._client._pending))
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+        # nats-py would send these after the reconnect, however late that is. It repeats its subscriptions by itself.
+        self._client._pending = []
+        self._client._pending_data_size = 0
 
     # ------------------------------------------------------------------ receiving
 
@@ -231,25 +319,20 @@ class Bus:
         """Calls `callback` with each message, in order; of a `queue` group, one member gets each.
 
         The callback must not block. An exception in it is logged and counted, and costs only its own message.
+        Raises `TrunklineError(UNAVAILABLE)` after the connection was closed for good.
         """
 
         async def deliver(message: Msg) -> None:
             try:
-                callback(
-                    Message(
-                        message.subject,
-                        message.data,
-                        message.reply,
-                        message.headers is not None and message.headers.get("Status") == "503",
-                    )
-                )
+                callback(Message(message.subject, message.data, message.reply, message.headers))
             except Exception:
                 callback_failures.labels(self._role).inc()
                 log.exception("a bus callback failed", subject=message.subject)
 
-        inner = await self._client.subscribe(
-            subject, queue, cb=deliver, pending_msgs_limit=65_536, pending_bytes_limit=64 * 1024 * 1024
-        )
+        with _or_unavailable():
+            inner = await self._client.subscribe(
+                subject, queue, cb=deliver, pending_msgs_limit=65_536, pending_bytes_limit=64 * 1024 * 1024
+            )
         return Subscription(inner)
 
     # ------------------------------------------------------------------ JetStream
@@ -278,7 +361,10 @@ class Bus:
                 self._client_publish_echo()
             await asyncio.sleep(ECHO_INTERVAL_S)
             deaf_since = max(deaf_since, self._echoed_at)
-            if not self._connected:
+            if self._connected and self._client.is_reconnecting:
+                # It gave the connection up, and waits until the old one has sent everything: to a dead host, for ever.
+                self._abort()
+            elif not self._connected:
                 deaf_since = time.monotonic()
             elif time.monotonic() - deaf_since > DEAF_AFTER_S:
                 log.error("the NATS connection is deaf and is made anew", silent_s=DEAF_AFTER_S)
@@ -297,24 +383,42 @@ class Bus:
         if isinstance(error, nats.errors.SlowConsumerError):
             drops.labels(self._role, "bus: incoming over the limit").inc()
             return
-        log.warning("NATS", error=f"{type(error).__name__}: {error}")
+        if not self._client.is_connected:
+            self._abort()  # the try that just failed: nats-py drops it without closing it
+        warning = f"{type(error).__name__}: {error}"
+        if warning != self._last_warning:  # each try of a reconnect has the same to say
+            self._last_warning = warning
+            log.warning("NATS", error=warning)
 
     async def _on_disconnected(self) -> None:
         self._connected = False
+        self._forget_outgoing()
         if not self._stopping:
             log.warning("the NATS connection is lost")
-            for callback in self.on_disconnect:
-                callback()
+            self._tell(self.on_disconnect)
 
     async def _on_reconnected(self) -> None:
         self._connected = True
+        self._last_warning = ""
         reconnects.labels(self._role).inc()
         log.info("the NATS connection is back")
         self._client_publish_echo()
-        for callback in self.on_reconnect:
-            callback()
+        self._tell(self.on_reconnect)
+
+    def _tell(self, callbacks: list[Callable[[], None]]) -> None:
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                # Raised further, it would end nats-py's reconnecting, silently.
+                callback_failures.labels(self._role).inc()
+                log.exception("a callback of the connection failed")
 
     async def _on_closed(self) -> None:
         self._connected = False
         if not self._stopping and self._echoed_at:
             self._fail(ConnectionError("NATS closed the connection for good"))
+
+
+def _size_bytes(headers: Mapping[str, str]) -> int:
+    return HEADER_BYTES + sum(len(key) + len(value.encode()) + HEADER_LINE_BYTES for key, value in headers.items())
