@@ -7,7 +7,7 @@ import contextvars
 
 import pytest
 
-from trunkline.workers.isolation import isolated
+from trunkline.workers.isolation import DeadlineError, isolated
 
 user = contextvars.ContextVar("user", default="nobody")
 
@@ -20,8 +20,9 @@ async def test_variables_end_with_the_call_and_last_through_its_waits() -> None:
         await asyncio.sleep(0)
         return before, during, user.get()
 
-    assert await isolated(call("ada")) == ("nobody", "ada", "ada")
-    assert await isolated(call("bob")) == ("nobody", "bob", "bob")
+    later = asyncio.get_running_loop().time() + 5.0
+    assert await isolated(call("ada"), later) == ("nobody", "ada", "ada")
+    assert await isolated(call("bob"), later) == ("nobody", "bob", "bob")
     assert user.get() == "nobody"
 
 
@@ -39,9 +40,29 @@ async def test_exceptions_and_cancellation_reach_the_work() -> None:
         await asyncio.sleep(0)
         raise ValueError("mine")
 
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
-            await isolated(call())
+    now = asyncio.get_running_loop().time()
+    with pytest.raises(DeadlineError):
+        await isolated(call(), now + 0.01)
     assert len(seen) == 1
     with pytest.raises(ValueError, match="mine"):
-        await isolated(fail())
+        await isolated(fail(), now + 5.0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await isolated(call(), now + 5.0)
+    assert len(seen) == 2
+
+
+async def test_a_timeout_of_the_works_own_is_no_deadline() -> None:
+    async def call() -> None:
+        async with asyncio.timeout(0.001):
+            await asyncio.sleep(60)
+
+    with pytest.raises(TimeoutError):
+        await isolated(call(), asyncio.get_running_loop().time() + 5.0)
+
+
+async def test_work_that_does_not_wait_needs_no_timer() -> None:
+    async def call() -> int:
+        return 1
+
+    assert await isolated(call(), 0.0) == 1

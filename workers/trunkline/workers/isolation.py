@@ -1,39 +1,58 @@
-"""Context variables that end with the call that set them, without a task per call."""
+"""A call inside a slot's task: its context variables end with it, and it costs a timer only if it has to wait."""
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 from collections.abc import Coroutine, Generator
 from types import coroutine
 from typing import Any, TypeVar
 
-__all__ = ["isolated"]
+__all__ = ["DeadlineError", "isolated"]
 
 T = TypeVar("T")
 
 
-@coroutine
-def isolated(work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Awaits `work` in a copy of the current context.
+class DeadlineError(Exception):
+    """The deadline has passed. Not a `TimeoutError`, which handlers have of their own."""
 
-    Slots outlive calls: without this, what a handler binds (a user in a log context) would show up in another client's call.
+
+async def isolated(work: Coroutine[Any, Any, T], deadline: float) -> T:
+    """Awaits `work` in a copy of the current context, and cancels it at `deadline` (the event loop's clock).
+
+    Slots outlive calls: without the copy, what a handler binds (a user in a log context) would show up in another client's
+    call. Raises `DeadlineError` when `work` ended by that cancellation, else what `work` raises.
     """
     context = contextvars.copy_context()
-    error: BaseException | None = None
-    value: Any = None
+    try:
+        waits_for = context.run(work.send, None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    scope = asyncio.timeout_at(deadline)
+    try:
+        async with scope:
+            return await _rest(context, work, waits_for)
+    except TimeoutError as error:
+        if scope.expired():
+            raise DeadlineError from error
+        raise
+
+
+@coroutine
+def _rest(context: contextvars.Context, work: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
     try:
         while True:
-            try:
-                waits_for = context.run(work.send, value) if error is None else context.run(work.throw, error)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            error = None
             try:
                 value = yield waits_for
             except GeneratorExit:
                 raise
-            except BaseException as thrown:  # noqa: BLE001  # a cancellation, mostly: it belongs to `work`
-                error = thrown
+            except BaseException as error:  # noqa: BLE001  # a cancellation, mostly: it belongs to `work`
+                waits_for = context.run(work.throw, error)
+            else:
+                waits_for = context.run(work.send, value)
+    except StopIteration as done:
+        result: T = done.value
+        return result
     finally:
         work.close()

@@ -24,7 +24,7 @@ from trunkline.shared.logs import get_logger
 from trunkline.shared.metrics import drops
 from trunkline.shared.rpc import Answerer
 from trunkline.shared.tasks import Tasks
-from trunkline.workers.isolation import isolated
+from trunkline.workers.isolation import DeadlineError, isolated
 
 __all__ = ["Endpoint", "Runner"]
 
@@ -223,22 +223,19 @@ class Runner:
             self._expired.inc()
             self._fail(waiting, _late())
             return
-        scope = asyncio.timeout_at(deadline)
         try:
-            async with scope:
-                result = await isolated(endpoint.route(call, environment))
+            result = await isolated(endpoint.route(call, environment), deadline)
         except TrunklineError as error:
             self._fail(waiting, error)
+        except DeadlineError:
+            self._fail(waiting, _late())
         except GeneratorExit:  # the event loop is going away under this task
             raise
         except BaseException as error:  # whatever a handler does, its caller gets an answer
             if isinstance(error, asyncio.CancelledError) and self._cutting_off:
                 self._fail(waiting, _stopping())
                 raise
-            if isinstance(error, TimeoutError) and scope.expired():
-                self._fail(waiting, _late())
-            else:
-                self._fail(waiting, _unexpected(error, call))
+            self._fail(waiting, _unexpected(error, call))
         else:
             self._answerer.answer(waiting.reply, waiting.request_id, wire.result(result))
             endpoint.count("ok")
