@@ -73,7 +73,7 @@ class Owner:
         return wire.Attached(topic.position, self.term)
 
     def detach(self, name: str, edge_id: str) -> None:
-        """Removes an edge from a topic; what is already due to it still leaves."""
+        """Removes an edge from a topic: what is due and was not taken does not reach it any more."""
         topic = self.topics.get(name)
         if topic is not None:
             topic.edges.discard(edge_id)
@@ -99,9 +99,10 @@ class Owner:
                 ErrorCode.TOO_LARGE, f"a publication has at most {self._max_payload - ENVELOPE_BYTES} bytes"
             )
         topic = self._topic(name)
+        was_due = bool(topic.pending)
         position = topic.publish(data, self._clock())
         self.published += 1
-        if len(topic.pending) == 1:
+        if topic.pending and not was_due:
             self._due.append(topic)
             if len(self._due) == 1:
                 self._on_due()
@@ -159,16 +160,19 @@ class Owner:
     # ------------------------------------------------------------------ sweeping
 
     def sweep(self, *, edge_timeout_s: float, topic_idle_s: float) -> list[str]:
-        """Forgets edges that have been silent for too long, and topics that nobody uses. Returns the edges."""
+        """Forgets edges that have been silent for too long, and topics that nobody uses. Returns those edges that
+        lose a topic by it: who has none is silent by right.
+        """
         now = self._clock()
         silent = [edge_id for edge_id, at in self._heard.items() if now - at > edge_timeout_s]
+        losing = [edge_id for edge_id in silent if any(self._attached[edge_id].values())]
         for edge_id in silent:
             for partition in list(self._attached[edge_id]):
                 self.release(partition, edge_id)
             del self._attached[edge_id], self._heard[edge_id]
         for name in [name for name, topic in self.topics.items() if topic.idle(now, topic_idle_s)]:
             del self.topics[name]
-        return silent
+        return losing
 
     @property
     def edges(self) -> int:
