@@ -20,7 +20,7 @@ from trunkline.edge.liveness import Liveness
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.plain import JSON, MSGPACK
 from trunkline.edge.settings import EdgeSettings
-from trunkline.edge.socket import Socket, SocketClosed
+from trunkline.edge.socket import ABNORMAL, Socket, SocketClosed
 from trunkline.edge.subscribing import Subscribing
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.health import Readiness, health_routes
@@ -50,6 +50,7 @@ STATUS: Final = {
 PASSED_HEADERS: Final = ("User-Agent", "Accept-Language", "X-Forwarded-For", "X-Request-Id")
 
 accepted = Counter("trunkline_connections_accepted_total", "Connections that were opened.")
+left_early = Counter("trunkline_connections_left_early_total", "Clients that left before their socket opened.")
 refused = Counter("trunkline_connections_refused_total", "Upgrades that were refused.", ["status"])
 
 log = get_logger(__name__)
@@ -154,15 +155,18 @@ class Server:
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
         try:
-            connection, response = await self._admit(request)
+            connection, response, manifest = await self._admit(request)
         except TrunklineError as error:
             status = error.status or STATUS.get(error.code, 403)
             refused.labels(str(status)).inc()
             return _refusal(error, status)
-        manifest = self._manifests.required(connection.channel)
+        socket: Socket | None = None
         try:
             await response.prepare(request)
             socket = await self._run(request, connection, response)
+        except ConnectionError:
+            # on_connect has accepted the client, which has left meanwhile: it is disconnected like any other.
+            left_early.inc()
         finally:
             self._liveness.remove(connection)
             self._subscribing.forget(connection)
@@ -170,7 +174,7 @@ class Server:
             await self._tell_disconnected(connection, socket)
         return response
 
-    async def _admit(self, request: web.Request) -> tuple[Connection, web.WebSocketResponse]:
+    async def _admit(self, request: web.Request) -> tuple[Connection, web.WebSocketResponse, Manifest]:
         """Decides whether a client may connect. Raises the `TrunklineError` that refuses it."""
         settings = self._settings
         if len(self._hub.connections) >= settings.connections:
@@ -212,7 +216,7 @@ class Server:
         except BaseException:
             self._subscribing.forget(connection)
             raise
-        return connection, response
+        return connection, response, manifest
 
     async def _ask_to_connect(self, request: web.Request, connection: Connection, manifest: Manifest) -> None:
         if manifest.connect:
@@ -248,8 +252,9 @@ class Server:
             socket.close(CloseCode.INTERNAL, "internal error")
         return socket
 
-    async def _tell_disconnected(self, connection: Connection, socket: Socket) -> None:
-        payload = msgspec.json.encode({"code": socket.close_code, "reason": socket.close_reason})
+    async def _tell_disconnected(self, connection: Connection, socket: Socket | None) -> None:
+        code, reason = (ABNORMAL, "") if socket is None else (socket.close_code, socket.close_reason)
+        payload = msgspec.json.encode({"code": code, "reason": reason})
         try:
             await self._calls.run(connection, "disconnect", "$disconnect", payload, self._settings.call_timeout_s)
         except TrunklineError as error:

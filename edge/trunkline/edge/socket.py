@@ -16,10 +16,11 @@ from trunkline.shared.errors import CloseCode
 from trunkline.shared.metrics import drops
 from trunkline.shared.tasks import Tasks
 
-__all__ = ["Socket", "SocketClosed"]
+__all__ = ["ABNORMAL", "Socket", "SocketClosed"]
 
 PING_FRAME: Final = control_frame(PING)
 ABNORMAL: Final = 1006
+"""The code of a connection that ended without a close frame."""
 
 _slow = drops.labels("edge", "slow client")
 _after_close = drops.labels("edge", "frame after close")
