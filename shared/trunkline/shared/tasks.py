@@ -129,11 +129,12 @@ def backoff_s(attempt: int, *, base_s: float = 0.1, most_s: float = 5.0) -> floa
 class Service(Protocol):
     """What the process of a role runs."""
 
-    instance: str
-    """The name of this process, in logs and metrics."""
-
     failed: asyncio.Future[None]
     """Gets an exception when the service cannot go on. Never a result."""
+
+    @property
+    def instance(self) -> str:
+        """The name of this process, in logs and metrics."""
 
     @property
     def addresses(self) -> Mapping[str, str]:
