@@ -21,7 +21,9 @@ ADAPTERS = pytest.mark.parametrize("adapter", [JSON, MSGPACK], ids=["json", "msg
 
 text = st.text(max_size=20)
 ids = st.one_of(st.integers(-(2**63), 2**64 - 1), st.text(max_size=20))
-scalars = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False, allow_infinity=False), text)
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False, allow_infinity=False), text
+)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12
 )
