@@ -14,10 +14,16 @@ from urllib.parse import urlsplit
 
 import nats
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 from tests.support.browser import ARTIFACTS, Record, chromium
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.timeout(180),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 ROOT = Path(__file__).parents[2]
 READY_S = 60
@@ -124,28 +130,36 @@ class Line:
             writer.close()
 
 
-@pytest.fixture
-async def dev(tmp_path: Path) -> AsyncIterator[Dev]:
-    async with running(tmp_path / "state") as dev:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def dev(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dev]:
+    """One for all tests here; each has a room of its own."""
+    async with running(tmp_path_factory.mktemp("dev") / "state") as dev:
         yield dev
 
 
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_browser() -> AsyncIterator[Browser]:
     async with chromium() as browser:
         yield browser
 
 
-async def enter(browser: Browser, url: str, name: str, **options: object) -> tuple[Page, Record]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def browser(shared_browser: Browser) -> AsyncIterator[Browser]:
+    yield shared_browser
+    for context in shared_browser.contexts:
+        await context.close()
+
+
+async def enter(browser: Browser, url: str, name: str, room: str, **options: object) -> tuple[Page, Record]:
     """Opens the chat in a browser profile of its own, as somebody who has given this name before."""
     context = await browser.new_context(**options)  # type: ignore[arg-type]
     context.set_default_timeout(SEEN_MS)
     await context.add_init_script(
-        f"localStorage['trunkline-chat'] ??= JSON.stringify({{name: {json.dumps(name)}, rooms: ['1']}})"
+        f"localStorage['trunkline-chat'] ??= JSON.stringify({{name: {json.dumps(name)}, rooms: []}})"
     )
     page = await context.new_page()
     record = Record(page)
-    await page.goto(url)
+    await page.goto(f"{url}#room={room}")
     await shows_state(page, "Online")
     return page, record
 
@@ -172,8 +186,8 @@ def screenshot(name: str) -> Path:
 
 
 async def test_browsers_and_a_nats_program_chat_in_one_room(dev: Dev, browser: Browser) -> None:
-    ada, ada_record = await enter(browser, dev.url, "Ada Lovelace", viewport={"width": 1200, "height": 800})
-    bob, bob_record = await enter(browser, dev.url, "Bob", viewport={"width": 390, "height": 800}, color_scheme="dark")
+    ada, ada_record = await enter(browser, dev.url, "Ada Lovelace", "1", viewport={"width": 1200, "height": 800})
+    bob, bob_record = await enter(browser, dev.url, "Bob", "1", viewport={"width": 390, "height": 800}, color_scheme="dark")
 
     await say(ada, "Is anybody here?")
     await shows(bob, "Is anybody here?", row=":not(.own)", author="Ada Lovelace")
@@ -203,8 +217,8 @@ async def test_browsers_and_a_nats_program_chat_in_one_room(dev: Dev, browser: B
 
 
 async def test_a_room_is_heard_only_by_those_in_it(dev: Dev, browser: Browser) -> None:
-    ada, record = await enter(browser, dev.url, "Ada")
-    bob, _ = await enter(browser, dev.url, "Bob")
+    ada, record = await enter(browser, dev.url, "Ada", "2")
+    bob, _ = await enter(browser, dev.url, "Bob", "2")
 
     await ada.get_by_label("Join or create a room").fill("Coffee Break")
     await ada.keyboard.press("Enter")
@@ -212,20 +226,20 @@ async def test_a_room_is_heard_only_by_those_in_it(dev: Dev, browser: Browser) -
     assert ada.url.endswith("#room=coffee-break")
     await say(ada, "Only for the coffee room")
     await shows(ada, "Only for the coffee room", row=".own[data-delivery=sent]")
-    await say(bob, "For room 1")
-    await shows(bob, "For room 1", row=".own[data-delivery=sent]")
+    await say(bob, "For room 2")
+    await shows(bob, "For room 2", row=".own[data-delivery=sent]")
 
     await expect(ada.get_by_label("1 unread")).to_be_visible()
     await ada.screenshot(path=screenshot("rooms"))
     await expect(bob.locator("#messages > .message")).to_have_count(1)
-    await ada.get_by_role("link", name="Room 1").click()
-    await shows(ada, "For room 1", row=":not(.own)", author="Bob")
+    await ada.get_by_role("link", name="Room 2").click()
+    await shows(ada, "For room 2", row=":not(.own)", author="Bob")
     assert record.errors == []
 
 
 async def test_a_new_name_is_used_at_once_and_remembered(dev: Dev, browser: Browser) -> None:
-    ada, record = await enter(browser, dev.url, "Ada")
-    bob, _ = await enter(browser, dev.url, "Bob")
+    ada, record = await enter(browser, dev.url, "Ada", "3")
+    bob, _ = await enter(browser, dev.url, "Bob", "3")
 
     await ada.get_by_label("Your name").fill("Countess Ada")
     await ada.keyboard.press("Enter")
@@ -240,8 +254,8 @@ async def test_a_new_name_is_used_at_once_and_remembered(dev: Dev, browser: Brow
 async def test_a_lost_edge_is_visible_and_nothing_goes_missing_in_silence(dev: Dev, browser: Browser) -> None:
     line = Line(dev.url)
     await line.mend()
-    ada, _ = await enter(browser, line.url, "Ada")
-    bob, _ = await enter(browser, dev.url, "Bob")
+    ada, _ = await enter(browser, line.url, "Ada", "4")
+    bob, _ = await enter(browser, dev.url, "Bob", "4")
     await say(bob, "before")
     await shows(ada, "before", row=":not(.own)")
 

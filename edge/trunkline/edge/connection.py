@@ -8,12 +8,16 @@ from typing import Final
 from trunkline.edge.auth import Identity
 from trunkline.edge.protocols.adapter import Adapter
 from trunkline.edge.socket import Socket
-from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.errors import CloseCode
+from trunkline.shared.metrics import drops
 
 __all__ = ["Connection"]
 
 EARLY_BYTES: Final = 65_536
 """What may be sent to a connection that is not open yet, by its `on_connect`."""
+
+_slow = drops.labels("edge", "too much before the connection was open")
+_after_close = drops.labels("edge", "frame after close")
 
 
 class Connection:
@@ -22,6 +26,7 @@ class Connection:
     __slots__ = (
         "_early",
         "_early_bytes",
+        "_early_close",
         "adapter",
         "adapter_settled",
         "busy",
@@ -56,25 +61,36 @@ class Connection:
         self.expiry: asyncio.TimerHandle | None = None
         self._early: list[bytes] = []
         self._early_bytes = 0
+        self._early_close: tuple[int, str] | None = None
 
     def open(self, socket: Socket) -> None:
-        """Gives the connection its socket, and writes what was sent to it before."""
+        """Gives the connection its socket, and does what was wanted of it before."""
         self.socket = socket
         if self._early:
             socket.write(b"".join(self._early))
             self._early.clear()
+        if self._early_close is not None:
+            socket.close(*self._early_close)
 
     def write(self, frames: bytes) -> None:
-        """Writes frames, or keeps them until the connection is open. Raises `OVERLOADED` when too many are kept."""
+        """Writes frames, or keeps them until the connection is open. Too many at either time close it with 3008.
+
+        Never raises: many connections are written one after the other, and one must not cost the others their frames.
+        """
         if self.socket is not None:
             self.socket.write(frames)
+        elif self._early_close is not None:
+            _after_close.inc()
         elif self._early_bytes + len(frames) > EARLY_BYTES:
-            raise TrunklineError(ErrorCode.OVERLOADED, f"a connection gets at most {EARLY_BYTES} bytes before it is open")
+            _slow.inc()
+            self.close(CloseCode.SLOW, "slow: too much was sent before the connection was open")
         else:
             self._early.append(frames)
             self._early_bytes += len(frames)
 
     def close(self, code: int, reason: str) -> None:
-        """Closes the socket, if there is one."""
+        """Closes the socket, at the latest when there is one."""
         if self.socket is not None:
             self.socket.close(code, reason)
+        elif self._early_close is None:
+            self._early_close = (code, reason)

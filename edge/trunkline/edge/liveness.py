@@ -12,7 +12,7 @@ __all__ = ["Liveness"]
 
 
 class Liveness:
-    """Pings each connection that has been silent for `ping_s`, and closes it with 3012 after `pong_s` more.
+    """Pings each connection that has been silent for about `ping_s`, and closes it with 3012 if it stays so for `pong_s`.
 
     Connections are spread over as many slots as there are seconds in `ping_s`, and one slot is looked at each second:
     there is no timer per connection, and no second in which all are pinged.
@@ -22,7 +22,7 @@ class Liveness:
         self._ping_s = ping_s
         self._pong_s = pong_s
         self._slots: list[set[Connection]] = [set() for _ in range(max(1, round(ping_s)))]
-        self._waiting: set[Connection] = set()
+        self._pinged_at: dict[Connection, float] = {}
         self._next_add = 0
         self._next_look = 0
         self._slot_of: dict[Connection, int] = {}
@@ -40,7 +40,7 @@ class Liveness:
         slot = self._slot_of.pop(connection, None)
         if slot is not None:
             self._slots[slot].discard(connection)
-        self._waiting.discard(connection)
+        self._pinged_at.pop(connection, None)
         if connection.expiry is not None:
             connection.expiry.cancel()
             connection.expiry = None
@@ -59,17 +59,17 @@ class Liveness:
     def look(self) -> None:
         """Looks at one slot, and at those that were pinged and have not answered. Called once a second."""
         now = self._loop.time()
-        for connection in list(self._waiting):
+        for connection, pinged_at in list(self._pinged_at.items()):
             socket = connection.socket
             # Whoever is served is not read, so silence means nothing.
-            if socket is None or connection.busy or now - socket.heard_at < self._ping_s:
-                self._waiting.discard(connection)
-            elif now - socket.heard_at > self._ping_s + self._pong_s:
-                self._waiting.discard(connection)
+            if socket is None or connection.busy or socket.heard_at >= pinged_at:
+                del self._pinged_at[connection]
+            elif now - pinged_at >= self._pong_s:
+                del self._pinged_at[connection]
                 connection.close(CloseCode.NO_PONG, "no pong")
         self._next_look = (self._next_look + 1) % len(self._slots)
         for connection in self._slots[self._next_look]:
             socket = connection.socket
             if socket is not None and not connection.busy and now - socket.heard_at >= self._ping_s / 2:
                 socket.ping()
-                self._waiting.add(connection)
+                self._pinged_at.setdefault(connection, now)
