@@ -49,11 +49,17 @@ class Issuer:
         return web.Response(body=self.body, status=self.status, headers=self.headers)
 
 
+async def elsewhere(_request: web.Request) -> web.Response:
+    """Where a redirect leads: to keys that must not be taken."""
+    return web.Response(body=document({**EC, "kid": "b"}))
+
+
 @pytest.fixture
 async def issuer() -> AsyncIterator[Issuer]:
     issuer = Issuer()
     app = web.Application()
     app.router.add_get("/keys", issuer.answer)
+    app.router.add_get("/elsewhere", elsewhere)
     async with TestServer(app) as server:
         issuer.url = str(server.make_url("/keys"))
         yield issuer

@@ -181,8 +181,8 @@ async def shows(page: Page, text: str, *, row: str, author: str | None = None) -
         await expect(rows.locator(".author")).to_have_text(author)
 
 
-def screenshot(name: str) -> Path:
-    return ARTIFACTS / f"chat-{name}.png"
+async def keep_screenshot(page: Page, name: str) -> None:
+    await page.screenshot(path=ARTIFACTS / f"chat-{name}.png", animations="disabled")
 
 
 async def test_browsers_and_a_nats_program_chat_in_one_room(dev: Dev, browser: Browser) -> None:
@@ -209,8 +209,8 @@ async def test_browsers_and_a_nats_program_chat_in_one_room(dev: Dev, browser: B
         await shows(page, "hi", row=".service", author="service")
         await shows(page, '{\n  "deploy": "edge-3"\n}', row=".service")
 
-    await ada.screenshot(path=screenshot("wide-light"))
-    await bob.screenshot(path=screenshot("phone-dark"))
+    await keep_screenshot(ada, "wide-light")
+    await keep_screenshot(bob, "phone-dark")
     for record in (ada_record, bob_record):
         assert record.errors == []
         assert record.hosts == {urlsplit(dev.url).netloc}
@@ -230,7 +230,7 @@ async def test_a_room_is_heard_only_by_those_in_it(dev: Dev, browser: Browser) -
     await shows(bob, "For room 2", row=".own[data-delivery=sent]")
 
     await expect(ada.get_by_label("1 unread")).to_be_visible()
-    await ada.screenshot(path=screenshot("rooms"))
+    await keep_screenshot(ada, "rooms")
     await expect(bob.locator("#messages > .message")).to_have_count(1)
     await ada.get_by_role("link", name="Room 2").click()
     await shows(ada, "For room 2", row=":not(.own)", author="Bob")
@@ -266,7 +266,7 @@ async def test_a_lost_edge_is_visible_and_nothing_goes_missing_in_silence(dev: D
     await shows(ada, "written while offline", row=".own[data-delivery=waiting]")
     await say(bob, "said meanwhile")
     await shows(bob, "said meanwhile", row=".own[data-delivery=sent]")
-    await ada.screenshot(path=screenshot("offline"))
+    await keep_screenshot(ada, "offline")
 
     await line.mend()
     await ada.evaluate("dispatchEvent(new Event('online'))")  # what the browser says when the network is back
@@ -275,5 +275,5 @@ async def test_a_lost_edge_is_visible_and_nothing_goes_missing_in_silence(dev: D
     await shows(ada, "written while offline", row=".own[data-delivery=sent]")
     told = ada.get_by_text("said meanwhile").or_(ada.get_by_text("Some messages may be missing here"))
     await expect(told).to_have_count(1)
-    await ada.screenshot(path=screenshot("back"))
+    await keep_screenshot(ada, "back")
     await line.cut()

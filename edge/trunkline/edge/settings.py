@@ -68,7 +68,6 @@ class EdgeSettings(RoleSettings, role="edge"):
     handshake_s: float = Field(10.0, gt=0, description="seconds within which a client must have sent its request")
     message_bytes: int = Field(65_536, ge=128, description="bytes of a client's message; a longer one closes its connection")
     subscriptions_per_connection: int = Field(128, ge=1, description="topics that one connection may subscribe to")
-    state_bytes: int = Field(4096, ge=0, description="bytes of a connection's state")
     outbox_bytes: int = Field(
         1_048_576, ge=4096, description="bytes that may wait for a slow client before it is closed (3008)"
     )

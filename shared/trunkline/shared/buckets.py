@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Final
 
 import nats.errors
 import nats.js.errors
@@ -14,6 +15,9 @@ from nats.js.kv import KeyValue
 from trunkline.shared.errors import ErrorCode, TrunklineError
 
 __all__ = ["Bucket", "open_bucket"]
+
+WRONG_LAST_SEQUENCE: Final = 10071
+"""JetStream's error code for a failed compare-and-set."""
 
 
 @contextlib.contextmanager
@@ -70,8 +74,12 @@ class Bucket:
 
     async def delete(self, key: str, revision: int | None = None) -> bool:
         """Removes a value, if the last write has this revision. Returns whether it did."""
-        with _or_unavailable(), contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
-            return await self._kv.delete(key, last=revision)
+        with _or_unavailable():
+            try:
+                return await self._kv.delete(key, last=revision)
+            except nats.js.errors.APIError as error:  # `delete` has no exception of its own for it
+                if error.err_code != WRONG_LAST_SEQUENCE:
+                    raise
         return False
 
     async def keys(self) -> list[str]:
@@ -83,9 +91,15 @@ class Bucket:
 
 
 async def open_bucket(jetstream: JetStreamContext, name: str, ttl_s: float | None) -> Bucket:
-    """Opens a bucket with a history of one value, and creates it if it does not exist."""
-    try:
-        kv = await jetstream.key_value(name)
-    except nats.js.errors.BucketNotFoundError:
-        kv = await jetstream.create_key_value(KeyValueConfig(bucket=name, history=1, ttl=ttl_s, storage=StorageType.FILE))
+    """Opens a bucket with a history of one value, and creates it if it does not exist.
+
+    Raises `TrunklineError(UNAVAILABLE)`.
+    """
+    with _or_unavailable():
+        try:
+            kv = await jetstream.key_value(name)
+        except nats.js.errors.BucketNotFoundError:
+            kv = await jetstream.create_key_value(
+                KeyValueConfig(bucket=name, history=1, ttl=ttl_s, storage=StorageType.FILE)
+            )
     return Bucket(name, kv, jetstream)

@@ -7,7 +7,7 @@ What a subject cannot carry is percent-encoded here and nowhere else.
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 __all__ = ["Subjects"]
 
@@ -15,8 +15,11 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\Z")
 
 
 def _token(name: str) -> str:
-    """One subject token: everything but letters, digits, `_`, `-` and `$` is percent-encoded (dots too)."""
-    return quote(name, safe="$").replace(".", "%2E").replace("~", "%7E")
+    """One subject token: everything but letters, digits, `_`, `-` and `$` is percent-encoded (dots too).
+
+    The empty name, which NATS cannot carry either, is a lone `%`.
+    """
+    return quote(name, safe="$").replace(".", "%2E").replace("~", "%7E") or "%"
 
 
 class Subjects:
@@ -40,8 +43,11 @@ class Subjects:
         return f"{self.prefix}.publish.{topic.replace('%', '%25')}"
 
     def topic_of_publish(self, subject: str) -> str:
-        """The topic that a `publish` subject names. The result is not yet checked."""
-        return unquote(subject[len(self.publish_all) - 1 :])
+        """The topic that a `publish` subject names. The result is not yet checked.
+
+        It has the tokens of the subject: decoding a dot here would lead around NATS permissions for families of topics.
+        """
+        return subject[len(self.publish_all) - 1 :].replace("%25", "%")
 
     def partition(self, partition: int) -> str:
         """Where the owner of a partition is asked."""

@@ -20,7 +20,7 @@ from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import check_topic
-from trunkline.subscriptions.namespace import Namespace
+from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 from trunkline.subscriptions.topic import Settle, Topic
 
 __all__ = ["Owner", "check_json"]
@@ -96,14 +96,19 @@ class Owner:
 
         self._once_open(self._topic(name), recover)
 
-    def history(self, name: str, request: wire.History, settle: Callable[[wire.Recovered], None]) -> None:
+    def history(self, name: str, request: wire.History, settle: Callable[[wire.Recovered | TrunklineError], None]) -> None:
         """Settles with a page of what the topic remembers. Raises `NOT_AVAILABLE` in a namespace without history."""
         topic = self._topic(name)
         if not topic.namespace.history:
             raise TrunklineError(ErrorCode.NOT_AVAILABLE, "the namespace of this topic keeps no history")
 
         def read(topic: Topic) -> None:
-            settle(wire.Recovered(topic.position, True, topic.page(request.since, request.limit, request.reverse)))
+            try:
+                page = topic.page(request.since, request.limit, request.reverse)
+            except TrunklineError as error:
+                settle(error)
+            else:
+                settle(wire.Recovered(topic.position, True, page))
 
         self._once_open(topic, read)
 
@@ -125,7 +130,7 @@ class Owner:
                 then(topic)
 
     def detach(self, name: str, edge_id: str) -> None:
-        """Removes an edge from a topic; what is already due to it still leaves."""
+        """Removes an edge from a topic: what is due and was not taken does not reach it any more."""
         topic = self.topics.get(name)
         if topic is not None:
             topic.edges.discard(edge_id)
@@ -219,16 +224,19 @@ class Owner:
     # ------------------------------------------------------------------ sweeping
 
     def sweep(self, *, edge_timeout_s: float, topic_idle_s: float) -> list[str]:
-        """Forgets edges that have been silent for too long, and topics that nobody uses. Returns the edges."""
+        """Forgets edges that have been silent for too long, and topics that nobody uses. Returns those edges that
+        lose a topic by it: who has none is silent by right.
+        """
         now = self._clock()
         silent = [edge_id for edge_id, at in self._heard.items() if now - at > edge_timeout_s]
+        losing = [edge_id for edge_id in silent if any(self._attached[edge_id].values())]
         for edge_id in silent:
             for partition in list(self._attached[edge_id]):
                 self.release(partition, edge_id)
             del self._attached[edge_id], self._heard[edge_id]
         for name in [name for name, topic in self.topics.items() if topic.idle(now, topic_idle_s)]:
             del self.topics[name]
-        return silent
+        return losing
 
     def tops(self, active_s: float) -> Iterable[tuple[str, bytes]]:
         """Returns `(edge_id, message)` pairs with the positions of recently active topics, for edges to compare.
@@ -245,6 +253,11 @@ class Owner:
         for edge_id, tops in by_edge.items():
             for start in range(0, len(tops), TOPS_AT_ONCE):
                 yield edge_id, wire.encode(wire.Tops(wire.VERSION, tops[start : start + TOPS_AT_ONCE]))
+
+    def forget_unused_ephemeral(self) -> None:
+        """Forgets ephemeral topics that nobody hears: their namespace may have history now."""
+        for name in [name for name, topic in self.topics.items() if topic.namespace is EPHEMERAL and not topic.edges]:
+            del self.topics[name]
 
     def abandon(self, error: TrunklineError) -> None:
         """Settles everything that waits with an error, since this owner gives up."""
