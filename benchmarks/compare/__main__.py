@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,13 +31,15 @@ def main(
     Every server, every broker and the load generator is a process of its own. What the peers need is
     installed into .bench/ on first use; a peer that cannot be installed or started is reported as such.
     """
-    console, errors = Console(), Console(stderr=True)
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    errors = Console(stderr=True)
     unknown = sorted(set(only or ()) - {target.key for target in TARGETS})
     if unknown:
         errors.print(f"unknown target {', '.join(unknown)}; there are {KEYS}", style="red", markup=False)
         raise typer.Exit(2)
     chosen = [target for target in TARGETS if not only or target.key in only]
     measured: dict[str, Measured] = {}
+    load = os.getloadavg()[0]
     with errors.status("preparing") as status:
         for target in chosen:
             status.update(f"{target.name}: installing (first use only)")
@@ -45,9 +49,9 @@ def main(
         effort = Effort(step_s, idle, time.monotonic() + budget)
         for target in chosen:
             measured[target.key] = measure(target, effort, status.update)
-    report.show(console, measured)
+    report.show(console, measured, load)
     if json_path is not None:
-        json_path.write_text(json.dumps(report.describe(measured), indent=2) + "\n")
+        json_path.write_text(json.dumps(report.describe(measured, load), indent=2) + "\n")
 
 
 if __name__ == "__main__":

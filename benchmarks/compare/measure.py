@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,59 +53,71 @@ class Measured:
 def measure(target: Target, effort: Effort, say: Callable[[str], None]) -> Measured:
     """Start a target, take all its figures, end it. What goes wrong is told in `problem`, and never raised."""
     measured = Measured(target.name)
+    problems: list[str] = []
+    say(f"{target.name}: starting")
     try:
-        say(f"{target.name}: starting")
         with Servers() as servers:
             running = target.start(servers)
-            try:
-                _take(measured, target, running, effort, say)
-            except UnavailableError as error:
-                measured.problem = servers.fallen() or str(error)
+            for name, arguments in _figures(target, running, effort):
+                say(f"{target.name}: {name}")
+                try:
+                    setattr(measured, name, _bench(effort, *arguments(measured)))
+                except UnavailableError as error:
+                    problems.append(f"{name}: {error}")
+            if problems:
+                problems.append(servers.last_words())
     except UnavailableError as error:
-        measured.problem = str(error)
+        problems.append(str(error))
+    measured.problem = "\n".join(problems)
     return measured
 
 
-def _take(measured: Measured, target: Target, running: Running, effort: Effort, say: Callable[[str], None]) -> None:
+Arguments = Callable[[Measured], list[str]]
+
+
+def _figures(target: Target, running: Running, effort: Effort) -> Iterator[tuple[str, Arguments]]:
+    """The fields of `Measured` that a target has, each with the arguments of `trunkline bench` for it."""
     origin = f"127.0.0.1:{running.port}"
     if target.fanout:
         options = [option.replace("{origin}", origin) for option in target.fanout]
         fanout = ["fanout", f"ws://{origin}{target.fanout_path}", *options]
         fanout += ["--subscribers", str(SUBSCRIBERS), "--frame-bytes", str(FRAME_BYTES)]
-        say(f"{target.name}: fan-out at {COMMON_RATE:g} publications/s")
-        measured.common = _bench(effort, *fanout, "--rate", str(COMMON_RATE), "--duration", str(effort.step_s * 1.5))
-        say(f"{target.name}: fan-out, highest rate")
-        search = ["--rate", "max", "--duration", str(effort.step_s)]
-        measured.peak = _bench(effort, *fanout, *search, "--start-rate", str(target.start_rate), "--steps", "9")
-        say(f"{target.name}: fan-out, highest rate at a p99 of {P99_LIMIT_MS:g} ms")
-        start = max(0.5, 0.6 * measured.peak["peak"]["deliveries_per_s"] / SUBSCRIBERS)
-        search += ["--start-rate", str(start), "--factor", "1.4", "--steps", "6", "--p99-limit", str(P99_LIMIT_MS)]
-        measured.within = _bench(effort, *fanout, *search)
+        search = [*fanout, "--rate", "max", "--duration", str(effort.step_s)]
+
+        def within(measured: Measured) -> list[str]:
+            peak = measured.peak["peak"]["deliveries_per_s"] / SUBSCRIBERS if measured.peak else target.start_rate
+            narrow = ["--start-rate", str(max(0.5, 0.6 * peak)), "--factor", "1.4", "--steps", "6"]
+            return [*search, *narrow, "--p99-limit", str(P99_LIMIT_MS)]
+
+        low = [*fanout, "--rate", str(COMMON_RATE), "--duration", str(effort.step_s * 1.5)]
+        yield "common", lambda _: low
+        yield "peak", lambda _: [*search, "--start-rate", str(target.start_rate), "--steps", "9"]
+        yield "within", within
     if target.calls:
-        say(f"{target.name}: calls")
-        url = f"ws://{origin}{target.calls_path}"
-        duration = ["--connections", str(CALL_CONNECTIONS), "--duration", str(effort.step_s * 2)]
-        measured.calls = _bench(effort, "calls", url, *target.calls, *duration)
+        calls = ["calls", f"ws://{origin}{target.calls_path}", *target.calls]
+        calls += ["--connections", str(CALL_CONNECTIONS), "--duration", str(effort.step_s * 2)]
+        yield "calls", lambda _: calls
     if target.idle_path:
-        url = f"ws://{origin}{target.idle_path}"
-        count = ["--connections", str(effort.idle_connections)]
-        say(f"{target.name}: memory of idle connections")
-        measured.memory = _bench(effort, "memory", url, "--pid", str(running.pid), *count)
-        say(f"{target.name}: connects")
-        measured.connects = _bench(effort, "connects", url, *count)
+        url, count = f"ws://{origin}{target.idle_path}", ["--connections", str(effort.idle_connections)]
+        yield "memory", lambda _: ["memory", url, "--pid", str(running.pid), *count]
+        yield "connects", lambda _: ["connects", url, *count]
 
 
 def _bench(effort: Effort, *arguments: str) -> dict[str, Any]:
-    left_s = effort.left_s()
-    if left_s <= 0:
-        raise UnavailableError("not measured: the time of the whole run was up")
+    """Run the load generator; once more if it failed, since a busy machine can make any server look dead."""
     command = [sys.executable, "-m", "trunkline.cli.bench", *arguments, "--json"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left_s, check=False)
-    except subprocess.TimeoutExpired:
-        raise UnavailableError("not measured to the end: the time of the whole run was up") from None
-    if done.returncode:
-        raise UnavailableError(f"{arguments[0]}: {' '.join(done.stderr.split())}")
-    result = json.loads(done.stdout)
-    assert isinstance(result, dict)
-    return result
+    failure = ""
+    for _ in range(2):
+        left_s = effort.left_s()
+        if left_s <= 0:
+            raise UnavailableError("not measured, the time of the whole run was up")
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left_s, check=False)
+        except subprocess.TimeoutExpired:
+            raise UnavailableError("not measured to the end, the time of the whole run was up") from None
+        if not done.returncode:
+            result = json.loads(done.stdout)
+            assert isinstance(result, dict)
+            return result
+        failure = " ".join(done.stderr.split())
+    raise UnavailableError(failure)

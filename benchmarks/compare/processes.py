@@ -83,12 +83,15 @@ class Servers:
         """Start a process and wait until it listens on `port`; returns its pid."""
         return self.start(name, command, lambda: _listens(port), environment, folder)
 
-    def fallen(self) -> str:
-        """Which process has ended though it should not have, with its last words; empty if all still run."""
-        for name, process, log in self._running:
-            if process.poll() is not None:
-                return f"{name} ended with {process.returncode}: {self._last_words(log)}"
-        return ""
+    def last_words(self) -> str:
+        """The end of what each process has said, those that have ended first."""
+        ended = sorted(self._running, key=lambda each: each[1].poll() is None)
+        said = [(name, process.poll(), log.read_text(errors="replace")) for name, process, log in ended]
+        return "; ".join(
+            f"{name}{'' if code is None else f' (ended with {code})'}: {text[-_LAST_CHARS:].strip()}"
+            for name, code, text in said
+            if code is not None or text.strip()
+        )
 
     def _last_words(self, log: Path) -> str:
         return log.read_text(errors="replace")[-_LAST_CHARS:].strip() or "it said nothing"

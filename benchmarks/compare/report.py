@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 NOTHING = "–"
+_BUSY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,10 @@ def ratios(measured: Mapping[str, Measured]) -> list[Ratio]:
     ]
 
 
-def describe(measured: Mapping[str, Measured]) -> dict[str, Any]:
+def describe(measured: Mapping[str, Measured], load: float) -> dict[str, Any]:
     """Everything for machines."""
     return {
+        "load_average_before": round(load, 2),
         "subscribers": SUBSCRIBERS,
         "frame_bytes": FRAME_BYTES,
         "p99_limit_ms": P99_LIMIT_MS,
@@ -71,8 +73,8 @@ def describe(measured: Mapping[str, Measured]) -> dict[str, Any]:
     }
 
 
-def show(console: Console, measured: Mapping[str, Measured]) -> None:
-    """Print the tables."""
+def show(console: Console, measured: Mapping[str, Measured], load: float) -> None:
+    """Print the tables; `load` is the machine's load average before the run."""
     rows = list(measured.values())
     table = _table(
         f"fan-out: {SUBSCRIBERS} subscribers, frames of {FRAME_BYTES} bytes",
@@ -119,6 +121,8 @@ def show(console: Console, measured: Mapping[str, Measured]) -> None:
     for each in rows:
         if each.problem:
             console.print(f"{each.name}: {each.problem}", style="yellow", markup=False)
+    if load > _BUSY:
+        console.print(f"The machine was busy before the run (load {load:.1f}): do not quote these.", style="red")
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -145,9 +145,10 @@ class EdgeService:
         connections = list(self._hub.connections.values())
         if not connections:
             return
-        log.info("draining", connections=len(connections), drain_s=self._settings.drain_s)
+        drain_s = min(self._settings.drain_s, self._settings.stop_timeout_s / 2)
+        log.info("draining", connections=len(connections), drain_s=drain_s)
         size = max(10, -(-len(connections) // WAVES))
-        pause_s = self._settings.drain_s * 0.8 / WAVES
+        pause_s = drain_s * 0.8 / WAVES
         for start in range(0, len(connections), size):
             if start:
                 await asyncio.sleep(pause_s)
