@@ -12,7 +12,7 @@ from prometheus_client import Counter, Histogram
 
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.logs import get_logger
-from trunkline.shared.streams import Fenced, Streams
+from trunkline.shared.streams import Stream, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s
 from trunkline.subscriptions.namespace import Namespace
@@ -85,7 +85,7 @@ class TopicLog:
             _written.inc()
             log_append_seconds.observe(self._loop.time() - started_at)
             topic.appended(future.result())
-        elif isinstance(error, Fenced | TrunklineError):
+        elif isinstance(error, TrunklineError):
             _failed.inc()
             log.warning("an append failed, the topic is opened again", topic=topic.name, error=str(error))
             topic.doubted()
@@ -104,11 +104,11 @@ class TopicLog:
                 try:
                     await self.ensure(topic.namespace)
                     log_reads.inc()
-                    messages = await self._streams.read_last(stream, subject, topic.namespace.history + SPARE_ENTRIES)
+                    messages = await self._streams.read(stream, subject, topic.namespace.history + SPARE_ENTRIES)
                     entries = [_decode_entry(message.data) for message in messages]
                     opening = topic.loaded(Loaded(entries, messages[-1].sequence if messages else 0))
                     topic.opened(await self._streams.append(subject, opening, expected_last=topic.sequence))
-                except (Fenced, TrunklineError) as error:
+                except TrunklineError as error:
                     topic_openings.labels("again").inc()
                     log.warning("a topic could not be opened yet", topic=topic.name, error=str(error), attempt=attempt)
                 else:
@@ -125,11 +125,14 @@ class TopicLog:
         if namespace.log_class in self._ensured:
             return
         stream, subjects = self._subjects.log_stream(namespace.log_class)
-        await self._streams.ensure(
-            stream,
-            [subjects],
-            max_messages_per_subject=namespace.history + SPARE_ENTRIES,
-            max_age_s=namespace.ttl_s,
-            replicas=namespace.replicas,
+        await self._streams.ensure_stream(
+            Stream(
+                name=stream,
+                subjects=[subjects],
+                max_messages_per_subject=namespace.history + SPARE_ENTRIES,
+                max_age_s=namespace.ttl_s,
+                replicas=namespace.replicas,
+                direct=True,
+            )
         )
         self._ensured.add(namespace.log_class)

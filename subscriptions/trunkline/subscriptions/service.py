@@ -73,7 +73,7 @@ class SubscriptionService:
             self._lost,
         )
         self._owner: Owner | None = None
-        self._streams = Streams(self._bus)
+        self._streams = Streams(self._bus, self._subjects.inbox(ROLE, self.instance), ROLE)
         self._namespaces = Namespaces(settings.ttl_s, settings.replicas)
         self._log_tasks: Tasks | None = None
         self._subscriptions: list[Subscription] = []
@@ -89,6 +89,7 @@ class SubscriptionService:
         """Connects and returns when the partitions have an owner: this instance or another one."""
         await self._bus.start()
         await self._health.start()
+        await self._streams.start()
         self._bus.on_reconnect.append(self._announce)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
         self._tasks.start(self._lease.run(), "lease", essential=True)
@@ -106,6 +107,7 @@ class SubscriptionService:
             self._answerer.flush()
             await self._lease.release()
             await self._lost()
+        self._streams.stop()
         await self._health.stop()
         await self._bus.stop()
 

@@ -1,0 +1,376 @@
+"""JetStream streams: appending without waiting, fenced by the expected last sequence; reading the last entry; declaring.
+
+nats-py's own `js.publish` is a task, a JSON document and a round trip per message. Here an append is a dictionary entry and
+a message whose acknowledgement resolves a future, so that thousands can be under way. See docs/architecture.md, "A topic".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from trunkline.shared.bus import Bus, Message
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.metrics import drops
+
+__all__ = ["Consumer", "Entry", "FencedError", "Stream", "Streams"]
+
+TIMEOUT_S: Final = 5.0
+SWEEP_S: Final = 0.05
+API: Final = "$JS.API"
+
+# Error codes of JetStream (server/errors.json in its source).
+_WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+_NO_MESSAGE: Final = 10037
+_STREAM_NAME_IN_USE: Final = 10058
+_FULL: Final = frozenset({10047, 10077})
+_MESSAGE_TOO_LARGE: Final = 10054
+_TOO_MANY_REQUESTS: Final = 429
+_END_OF_READ: Final = frozenset({"204", "404"})
+"""End of a batch, and: there is no such message."""
+_NOT_NOW: Final = 503
+
+
+class FencedError(TrunklineError):
+    """Somebody else has appended to the subject: the last sequence is not the expected one, and nothing was appended."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, "somebody else has written here; try again", retry_after_s=0.1)
+
+
+class Entry(msgspec.Struct, frozen=True, rename={"sequence": "seq"}):
+    """A message of a stream."""
+
+    subject: str
+    sequence: int
+    data: bytes = b""
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stream is to be like. A limit of None is none; `duplicates_s` is how long message ids are remembered."""
+
+    name: str
+    subjects: Sequence[str]
+    max_age_s: float | None = None
+    max_bytes: int | None = None
+    max_messages_per_subject: int | None = None
+    when_full: Literal["old", "new"] = "old"
+    """`old`: the oldest messages go. `new`: an append is refused (`OVERLOADED`)."""
+    retention: Literal["limits", "interest", "workqueue"] = "limits"
+    storage: Literal["file", "memory"] = "file"
+    replicas: int = 1
+    duplicates_s: float = 120.0
+    direct: bool = False
+    """Whether `Streams.read` works: any replica answers it, so what it returns may be a moment old."""
+
+    def config(self) -> dict[str, Any]:
+        """Returns the server's form of this."""
+        duplicates_s = self.duplicates_s if self.max_age_s is None else min(self.duplicates_s, self.max_age_s)
+        return {
+            "name": self.name,
+            "subjects": list(self.subjects),
+            "max_age": 0 if self.max_age_s is None else _nanoseconds(self.max_age_s),
+            "max_bytes": -1 if self.max_bytes is None else self.max_bytes,
+            "max_msgs_per_subject": -1 if self.max_messages_per_subject is None else self.max_messages_per_subject,
+            "discard": self.when_full,
+            "discard_new_per_subject": self.when_full == "new" and self.max_messages_per_subject is not None,
+            "retention": self.retention,
+            "storage": self.storage,
+            "num_replicas": self.replicas,
+            "duplicate_window": _nanoseconds(duplicates_s),
+            "allow_direct": self.direct,
+        }
+
+
+class Consumer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a durable pull consumer is to be like. `subjects`: empty for all of the stream. `max_deliver` -1: without end.
+
+    At most `max_ack_pending` messages are with all its pullers together; one that is not acknowledged within `ack_wait_s`
+    is delivered again.
+    """
+
+    stream: str
+    name: str
+    subjects: Sequence[str] = ()
+    ack_wait_s: float = 30.0
+    max_deliver: int = -1
+    max_ack_pending: int = 1_000
+    deliver: Literal["all", "new"] = "all"
+
+    def config(self) -> dict[str, Any]:
+        """Returns the server's form of this."""
+        return {
+            "durable_name": self.name,
+            "filter_subjects": list(self.subjects),
+            "ack_policy": "explicit",
+            "ack_wait": _nanoseconds(self.ack_wait_s),
+            "max_deliver": self.max_deliver,
+            "max_ack_pending": self.max_ack_pending,
+            "deliver_policy": self.deliver,
+        }
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Acknowledgement(msgspec.Struct):
+    error: _Error | None = None
+    seq: int = 0
+
+
+class _Got(msgspec.Struct):
+    error: _Error | None = None
+    message: Entry | None = None
+
+
+class _Info(msgspec.Struct):
+    error: _Error | None = None
+    config: dict[str, Any] = {}
+
+
+_decode_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
+_decode_got = msgspec.json.Decoder(_Got).decode
+_decode_info = msgspec.json.Decoder(_Info).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class _Waiting:
+    __slots__ = ("accept", "collected", "deadline", "future")
+
+    def __init__(self, future: asyncio.Future[Any], accept: Callable[[bytes], Any], deadline: float) -> None:
+        self.collected: list[Entry] | None = None
+        """What a `read` has got so far."""
+        self.future = future
+        self.accept = accept
+        self.deadline = deadline
+
+
+class Streams:
+    """Talks to JetStream over a bus. `inbox` is this process's (`Subjects.inbox`).
+
+    Every call has a deadline of 5 s and raises `TrunklineError`: `UNAVAILABLE` when the broker or the stream is away or does
+    not answer. Then it is unknown whether the call has had its effect.
+    """
+
+    def __init__(self, bus: Bus, inbox: str, role: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._bus = bus
+        self._inbox = f"{inbox}.js"
+        self._timeout_s = timeout_s
+        self._last_id = 0
+        self._waiting: dict[str, _Waiting] = {}  # in order of the deadlines, since all wait equally long
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._late = drops.labels(role, "streams: answer after its deadline")
+        bus.on_disconnect.append(self._fail_all)
+
+    async def start(self) -> None:
+        """Subscribes to the inbox."""
+        await self._bus.subscribe(f"{self._inbox}.*", self._receive)
+
+    def stop(self) -> None:
+        """Fails what still waits."""
+        self._fail_all()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls wait for their answer."""
+        return len(self._waiting)
+
+    # ------------------------------------------------------------------ appending
+
+    def append(
+        self, subject: str, payload: bytes, *, expected_last: int | None = None, message_id: str | None = None
+    ) -> asyncio.Future[int]:
+        """Appends to the stream of `subject`, after the appends called before. The future gets the sequence.
+
+        `expected_last` is the sequence of the last message of this subject (0: there is none); if it is another, nothing
+        is appended and the future gets a `FencedError`. Of several appends with the same `message_id` within the
+        stream's window, the first counts, and all get its sequence. Further errors: `OVERLOADED` when the stream is full,
+        `TOO_LARGE`, `UNAVAILABLE`. Cancelling the future does not stop the append.
+        """
+        headers: dict[str, str] | None = None
+        if expected_last is not None:
+            headers = {"Nats-Expected-Last-Subject-Sequence": str(expected_last)}
+        if message_id is not None:
+            headers = headers or {}
+            headers["Nats-Msg-Id"] = message_id
+        return self._ask(subject, payload, headers, _sequence_of)
+
+    # ------------------------------------------------------------------ reading
+
+    async def last(self, stream: str, subject: str) -> Entry | None:
+        """Returns the last message of a subject, from the stream's leader, so that no acknowledged append is missed."""
+        request = _encode({"last_by_subj": subject})
+        entry: Entry | None = await self._ask(f"{API}.STREAM.MSG.GET.{stream}", request, None, _entry_of)
+        return entry
+
+    async def read(self, stream: str, subject: str, limit: int) -> list[Entry]:
+        """Returns the first messages of a subject, at most `limit`, from any replica of a `direct` stream.
+
+        They are in order and without gaps, but a replica may lack the newest: an append with `expected_last` tells.
+        """
+        request = _encode({"next_by_subj": subject, "seq": 1, "batch": limit})
+        future = self._ask(f"{API}.DIRECT.GET.{stream}", request, None, _nothing)
+        waiting = self._waiting.get(self._reply_subject())
+        if waiting is not None:
+            waiting.collected = []
+        entries: list[Entry] = await future
+        return entries
+
+    # ------------------------------------------------------------------ declaring
+
+    async def ensure_stream(self, stream: Stream) -> None:
+        """Creates a stream, or changes what differs from `stream`; settings that it does not name stay.
+
+        Raises `TrunklineError(INTERNAL)` when the server refuses that, as it does when the storage is another.
+        """
+        wanted = stream.config()
+        refused = await self._declare(f"{API}.STREAM.CREATE.{stream.name}", wanted)
+        if refused is not None and refused.err_code == _STREAM_NAME_IN_USE:
+            info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream.name}", b"", None, _decode_info)
+            refused = info.error
+            if refused is None and any(info.config.get(key) != value for key, value in _comparable(wanted, info.config)):
+                refused = await self._declare(f"{API}.STREAM.UPDATE.{stream.name}", info.config | wanted)
+        _raise_refused(refused, f"stream {stream.name}")
+
+    async def ensure_consumer(self, consumer: Consumer) -> None:
+        """Creates a durable consumer, or changes it. Raises `TrunklineError(INTERNAL)` when the server refuses that."""
+        request = {"stream_name": consumer.stream, "config": consumer.config()}
+        refused = await self._declare(f"{API}.CONSUMER.CREATE.{consumer.stream}.{consumer.name}", request)
+        _raise_refused(refused, f"consumer {consumer.name} of stream {consumer.stream}")
+
+    async def _declare(self, subject: str, request: dict[str, Any]) -> _Error | None:
+        info: _Info = await self._ask(subject, _encode(request), None, _decode_info)
+        return info.error
+
+    # ------------------------------------------------------------------ requests
+
+    def _ask(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, accept: Callable[[bytes], Any]
+    ) -> asyncio.Future[Any]:
+        self._last_id += 1
+        reply = self._reply_subject()
+        future = self._loop.create_future()
+        try:
+            self._bus.publish(subject, payload, reply, headers)
+        except TrunklineError as error:
+            future.set_exception(error)
+            return future
+        self._waiting[reply] = _Waiting(future, accept, self._loop.time() + self._timeout_s)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        return future
+
+    def _reply_subject(self) -> str:
+        return f"{self._inbox}.{self._last_id}"
+
+    def _receive(self, message: Message) -> None:
+        waiting = self._waiting.get(message.subject)
+        if waiting is not None and waiting.collected is not None and not message.status:
+            headers = message.headers or {}
+            waiting.collected.append(Entry(headers["Nats-Subject"], int(headers["Nats-Sequence"]), message.data))
+            return
+        self._waiting.pop(message.subject, None)
+        if waiting is None:
+            self._late.inc()
+            return
+        future = waiting.future
+        if future.done():  # cancelled
+            return
+        if message.no_responders:
+            future.set_exception(_unavailable("no stream takes this, or JetStream is off"))
+            return
+        if waiting.collected is not None:
+            if message.status in _END_OF_READ:
+                future.set_result(waiting.collected)
+            else:
+                future.set_exception(_unavailable(f"JetStream refuses to read: {message.status}"))
+            return
+        try:
+            result = waiting.accept(message.data)
+        except TrunklineError as error:
+            future.set_exception(error)
+        except msgspec.MsgspecError as error:
+            future.set_exception(_unavailable(f"JetStream answers what we do not understand: {error}"))
+        else:
+            future.set_result(result)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        overdue: list[str] = []
+        for reply, waiting in self._waiting.items():
+            if waiting.deadline > now:
+                break
+            overdue.append(reply)
+        for reply in overdue:
+            self._fail(reply, "JetStream does not answer in time")
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep) if self._waiting else None
+
+    def _fail_all(self) -> None:
+        for reply in list(self._waiting):
+            self._fail(reply, "the message broker is away; try again")
+
+    def _fail(self, reply: str, message: str) -> None:
+        future = self._waiting.pop(reply).future
+        if not future.done():
+            future.set_exception(_unavailable(message))
+
+
+def _nothing(_data: bytes) -> None:
+    return None
+
+
+def _sequence_of(data: bytes) -> int:
+    acknowledgement = _decode_acknowledgement(data)
+    if acknowledgement.error is not None:
+        raise _error_of(acknowledgement.error)
+    return acknowledgement.seq
+
+
+def _entry_of(data: bytes) -> Entry | None:
+    got = _decode_got(data)
+    if got.error is None:
+        return got.message
+    if got.error.err_code == _NO_MESSAGE:
+        return None
+    raise _error_of(got.error)
+
+
+def _error_of(error: _Error) -> TrunklineError:
+    if error.err_code in _WRONG_LAST_SEQUENCE:
+        return FencedError()
+    if error.err_code in _FULL or error.code == _TOO_MANY_REQUESTS:
+        return TrunklineError(ErrorCode.OVERLOADED, f"the stream is full: {error.description}", retry_after_s=1.0)
+    if error.err_code == _MESSAGE_TOO_LARGE:
+        return TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the stream takes")
+    return _unavailable(f"JetStream refuses: {error.description}")
+
+
+def _unavailable(message: str) -> TrunklineError:
+    return TrunklineError(ErrorCode.UNAVAILABLE, message, retry_after_s=1.0)
+
+
+def _raise_refused(error: _Error | None, what: str) -> None:
+    if error is None:
+        return
+    if error.code == _NOT_NOW:  # no leader, for example
+        raise _unavailable(f"{what}: {error.description}")
+    raise TrunklineError(ErrorCode.INTERNAL, f"{what} cannot be had as wanted: {error.description}")
+
+
+def _comparable(wanted: dict[str, Any], found: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The wanted settings, without those that the server leaves out because they are off."""
+    return [(key, value) for key, value in wanted.items() if value or key in found]
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000_000)
