@@ -27,9 +27,7 @@ class Gateway:
     counted by its code.
     """
 
-    def __init__(
-        self, bus: Bus, subjects: Subjects, publish: Callable[[str, bytes, str | None, Settle], None]
-    ) -> None:
+    def __init__(self, bus: Bus, subjects: Subjects, publish: Callable[[str, bytes, str | None, Settle], None]) -> None:
         self._bus = bus
         self._subjects = subjects
         self._publish = publish

@@ -65,7 +65,7 @@ class TopicLog:
         self._loop = asyncio.get_running_loop()
 
     def advance(self, topic: Topic) -> None:
-        """Does what a topic with history needs next: opens it, or appends what waits. Harmless when nothing is to be done."""
+        """Does what a topic with history needs next: opens it, or appends what waits. Harmless when there is nothing."""
         if not topic.open:
             if not topic.opening:
                 topic.opening = True

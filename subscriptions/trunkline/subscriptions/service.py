@@ -16,8 +16,8 @@ from trunkline.shared.bus import Bus, Message, Subscription
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.health import HealthServer
 from trunkline.shared.logs import get_logger
-from trunkline.shared.metrics import drops
 from trunkline.shared.manifest import BUCKET, Manifest
+from trunkline.shared.metrics import drops
 from trunkline.shared.rpc import Answerer
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
@@ -119,25 +119,21 @@ class SubscriptionService:
     async def _gained(self, term: int) -> None:
         await self._read_manifests()
         log_tasks = Tasks("topic log", fail_with(self.failed))
-        log = TopicLog(
-            self._streams, self._subjects, log_tasks, self._progressed, entry_bytes=self._bus.max_payload // 2
-        )
+        log = TopicLog(self._streams, self._subjects, log_tasks, self._progressed, entry_bytes=self._bus.max_payload // 2)
         self._log_tasks = log_tasks
-        self._owner = Owner(
-            term, self._schedule_flush, log.advance, self._namespaces.of, max_payload=self._bus.max_payload
-        )
+        self._owner = Owner(term, self._schedule_flush, log.advance, self._namespaces.of, max_payload=self._bus.max_payload)
         for partition in range(PARTITIONS):
             self._subscriptions.append(await self._bus.subscribe(self._subjects.partition(partition), self._on_requests))
-        self._subscriptions.append(
-            await self._bus.subscribe(self._subjects.publish_all, self._gateway.receive, queue=ROLE)
-        )
+        self._subscriptions.append(await self._bus.subscribe(self._subjects.publish_all, self._gateway.receive, queue=ROLE))
         await self._bus.flush()
         self._announce()
 
     async def _lost(self) -> None:
         owner, self._owner = self._owner, None
         if owner is not None:
-            owner.abandon(TrunklineError(ErrorCode.UNAVAILABLE, "the topic's owner has changed; try again", retry_after_s=0.5))
+            owner.abandon(
+                TrunklineError(ErrorCode.UNAVAILABLE, "the topic's owner has changed; try again", retry_after_s=0.5)
+            )
         if self._log_tasks is not None:
             await self._log_tasks.close(1.0)
         for subscription in self._subscriptions:
