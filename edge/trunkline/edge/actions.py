@@ -23,6 +23,10 @@ __all__ = ["OwnActions"]
 
 decode_position: Final = msgspec.msgpack.Decoder(Position).decode
 
+decode_recovered: Final = msgspec.msgpack.Decoder(wire.Recovered).decode
+HISTORY_LIMIT: Final = 1000
+KEY_CHARACTERS: Final = 128
+
 Fields = dict[str, object]
 
 
@@ -65,11 +69,10 @@ class OwnActions:
     async def _subscribe(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
         topic = _text(fields, "topic")
         since = _since(fields)
-        position = await self._subscribing.subscribe(connection, topic, ask_policy=True)
+        position, missed = await self._subscribing.subscribe(connection, topic, ask_policy=True, since=since)
         reply: Fields = {"topic": topic, "offset": position.offset, "epoch": position.epoch}
         if since is not None:
-            # Without a log nothing can be replayed: recovered is who has missed nothing.
-            reply |= {"recovered": since == position, "messages": []}
+            reply |= {"recovered": missed is not None, "messages": connection.adapter.messages(missed or [])}
         connection.write(connection.adapter.reply_fields(incoming, reply))
 
     async def _unsubscribe(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
@@ -80,16 +83,30 @@ class OwnActions:
     async def _publish(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
         topic = _text(fields, "topic")
         data = connection.adapter.publication_json(incoming.payload)
+        key = fields.get("key")
+        if key is not None and not (isinstance(key, str) and 0 < len(key) <= KEY_CHARACTERS):
+            raise TrunklineError(ErrorCode.BAD_REQUEST, f"`key` is a string of at most {KEY_CHARACTERS} characters")
         await self._subscribing.allow(connection, topic, "publish")
-        body = wire.encode(wire.Publish(topic, data))
+        body = wire.encode(wire.Publish(topic, data, key))
         answer = await self._caller.request(self._subjects.partition(partition_of(topic)), body, self._timeout_s)
         position = decode_position(answer)
         reply: Fields = {"topic": topic, "offset": position.offset, "epoch": position.epoch}
         connection.write(connection.adapter.reply_fields(incoming, reply))
 
     async def _history(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
-        check = _text(fields, "topic")
-        raise TrunklineError(ErrorCode.NOT_AVAILABLE, f"the namespace of {check} keeps no history")
+        topic = _text(fields, "topic")
+        limit, reverse = fields.get("limit", HISTORY_LIMIT), fields.get("reverse", False)
+        if not isinstance(limit, int) or limit < 0 or not isinstance(reverse, bool):
+            raise TrunklineError(ErrorCode.BAD_REQUEST, "`limit` is a positive integer, and `reverse` a boolean")
+        await self._subscribing.allow(connection, topic, "history")
+        request = wire.History(topic, _since(fields), min(limit, HISTORY_LIMIT), reverse)
+        answer = await self._caller.request(
+            self._subjects.partition(partition_of(topic)), wire.encode(request), self._timeout_s
+        )
+        found = decode_recovered(answer)
+        messages = connection.adapter.messages(found.publications)
+        reply = {"topic": topic, "offset": found.position.offset, "epoch": found.position.epoch, "messages": messages}
+        connection.write(connection.adapter.reply_fields(incoming, reply))
 
     async def _presence(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
         check = _text(fields, "topic")

@@ -2,7 +2,8 @@
 
 Owners come and go, and core NATS forgets what is sent to nobody. So an edge attaches again whenever an owner announces
 itself, whenever the broker comes back, and whenever an owner's count of its topics differs from its own. Each answer
-carries the topic's position, which tells whether something was missed.
+carries the topic's position, which tells whether something was missed; what was missed is asked for, and if it is
+not to be had any more, the subscribers are told so.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Final
 import msgspec
 from prometheus_client import Counter
 
-from trunkline.edge.hub import Hub, TopicEntry
+from trunkline.edge.hub import Audience, Hub
 from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
+from trunkline.shared.positions import Position
 from trunkline.shared.rpc import Caller
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import backoff_s
+from trunkline.shared.topics import partition_of
 
 __all__ = ["Attachments"]
 
@@ -34,6 +37,7 @@ attaches_again = Counter("trunkline_attaches_again_total", "Topics attached agai
 log = get_logger(__name__)
 
 _decode_attached = msgspec.msgpack.Decoder(wire.Attached).decode
+_decode_recovered = msgspec.msgpack.Decoder(wire.Recovered).decode
 _decode_held = msgspec.msgpack.Decoder(wire.Held).decode
 
 
@@ -49,39 +53,40 @@ class Attachments:
         self._stale: set[str] = set()
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        hub.on_behind = self._attach_again
 
-    async def attach(self, name: str) -> TopicEntry:
-        """Returns the topic's entry once this edge gets its publications. Repeats until the deadline.
+    async def attach(self, name: str) -> Audience:
+        """Returns the topic's audience once this edge gets its publications. Repeats until the deadline.
 
         Raises `TrunklineError`: `UNAVAILABLE`, or what the owner says. Cancelling one waiter leaves the others alone.
         """
-        entry = self._hub.entry(name)
-        while entry.attaching is not None:
-            await asyncio.shield(entry.attaching)
-            entry = self._hub.entry(name)  # the first one may have left already, and the topic with it
-        if entry.sequence.is_attached:
-            return entry
-        entry.attaching = self._loop.create_future()
+        audience = self._hub.audience(name)
+        while audience.attaching is not None:
+            await asyncio.shield(audience.attaching)
+            audience = self._hub.audience(name)  # the first one may have left already, and the topic with it
+        if audience.sequence.is_attached:
+            return audience
+        audience.attaching = self._loop.create_future()
         try:
-            answer = await self._ask(entry)
+            answer = await self._ask(audience)
         except BaseException as error:
-            waiting, entry.attaching = entry.attaching, None
+            waiting, audience.attaching = audience.attaching, None
             failure = error if isinstance(error, TrunklineError) else TrunklineError(ErrorCode.UNAVAILABLE, "try again")
             waiting.set_exception(failure)
             waiting.exception()  # there may be no other waiter
-            self.drop_if_unused(entry)
+            self.drop_if_unused(audience)
             raise
-        waiting, entry.attaching = entry.attaching, None
-        self._hub.tell(entry, entry.sequence.attached(answer.position, answer.term))
+        waiting, audience.attaching = audience.attaching, None
+        self._hub.tell(audience, audience.sequence.attached(answer.position, answer.term))
         waiting.set_result(None)
-        return entry
+        return audience
 
-    async def _ask(self, entry: TopicEntry) -> wire.Attached:
+    async def _ask(self, audience: Audience) -> wire.Attached:
         deadline = self._loop.time() + self._timeout_s
         attempt = 0
         while True:
             try:
-                return await self._request(entry)
+                return await self._request(audience)
             except TrunklineError as error:
                 pause_s = backoff_s(attempt, base_s=0.05, most_s=1.0)
                 if error.code not in RETRIED:
@@ -93,16 +98,23 @@ class Attachments:
             attempt += 1
             await asyncio.sleep(pause_s)
 
-    async def _request(self, entry: TopicEntry) -> wire.Attached:
-        body = wire.encode(wire.Attach(entry.sequence.name, self._edge_id))
+    async def _request(self, audience: Audience) -> wire.Attached:
+        body = wire.encode(wire.Attach(audience.sequence.name, self._edge_id))
         return _decode_attached(
-            await self._caller.request(self._subjects.partition(entry.sequence.partition), body, ATTEMPT_S)
+            await self._caller.request(self._subjects.partition(audience.sequence.partition), body, ATTEMPT_S)
         )
 
-    def drop_if_unused(self, entry: TopicEntry) -> None:
+    async def since(self, name: str, position: Position) -> wire.Recovered:
+        """Asks the owner for everything after a position. Raises `TrunklineError`."""
+        body = wire.encode(wire.Since(name, position))
+        return _decode_recovered(
+            await self._caller.request(self._subjects.partition(partition_of(name)), body, self._timeout_s)
+        )
+
+    def drop_if_unused(self, audience: Audience) -> None:
         """Forgets a topic that nobody hears, and tells its owner."""
-        if self._hub.drop_if_unused(entry):
-            self.detach(entry.sequence.name, entry.sequence.partition)
+        if self._hub.drop_if_unused(audience):
+            self.detach(audience.sequence.name, audience.sequence.partition)
 
     def detach(self, name: str, partition: int) -> None:
         """Tells the owner that nobody here hears a topic any more. A lost message is repaired by `hold`."""
@@ -115,10 +127,23 @@ class Attachments:
         """Asks for the positions of all attached topics (of these partitions) again, soon."""
         self._stale.update(
             name
-            for name, entry in self._hub.topics.items()
-            if entry.sequence.is_attached and (partitions is None or entry.sequence.partition in partitions)
+            for name, audience in self._hub.topics.items()
+            if audience.sequence.is_attached and (partitions is None or audience.sequence.partition in partitions)
         )
         self._wake.set()
+
+    def _attach_again(self, name: str) -> None:
+        self._stale.add(name)
+        self._wake.set()
+
+    async def _repair(self, audience: Audience) -> None:
+        """Attaches a topic again, and lets its subscribers hear what they missed, or that it is lost."""
+        sequence = audience.sequence
+        answer = await self._request(audience)
+        self._hub.tell(audience, sequence.attached(answer.position, answer.term))
+        while sequence.behind and self._hub.topics.get(sequence.name) is audience:
+            found = await self.since(sequence.name, sequence.position)
+            self._hub.tell(audience, sequence.recovered(found.position, found.publications, complete=found.complete))
 
     async def run_again(self) -> None:
         """Attaches again what is stale, a bounded number at a time, until it succeeds."""
@@ -127,16 +152,15 @@ class Attachments:
             await self._wake.wait()
             self._wake.clear()
             names = list(self._stale)[:AGAIN_AT_ONCE]
-            entries = [self._hub.topics[name] for name in names if name in self._hub.topics]
+            audiences = [self._hub.topics[name] for name in names if name in self._hub.topics]
             self._stale.difference_update(names)
-            results = await asyncio.gather(*(self._request(entry) for entry in entries), return_exceptions=True)
+            results = await asyncio.gather(*(self._repair(audience) for audience in audiences), return_exceptions=True)
             failed = 0
-            for entry, result in zip(entries, results, strict=True):
-                name = entry.sequence.name
-                if self._hub.topics.get(name) is not entry:
+            for audience, result in zip(audiences, results, strict=True):
+                name = audience.sequence.name
+                if self._hub.topics.get(name) is not audience:
                     continue  # nobody hears it any more
-                if isinstance(result, wire.Attached):
-                    self._hub.tell(entry, entry.sequence.attached(result.position, result.term))
+                if result is None:
                     attaches_again.inc()
                 elif isinstance(result, TrunklineError):
                     self._stale.add(name)
@@ -179,4 +203,4 @@ class Attachments:
                     self.attach_all_again(frozenset({partition}))
 
     def _counts(self) -> Tally[int]:
-        return Tally(entry.sequence.partition for entry in self._hub.topics.values() if entry.sequence.is_attached)
+        return Tally(audience.sequence.partition for audience in self._hub.topics.values() if audience.sequence.is_attached)

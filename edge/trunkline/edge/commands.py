@@ -74,7 +74,7 @@ class Commands:
 
     async def _subscribe(self, reply: str, request_id: int, connection: Connection, topic: str) -> None:
         try:
-            position = await self._subscribing.subscribe(connection, topic, ask_policy=False)
+            position, _ = await self._subscribing.subscribe(connection, topic, ask_policy=False)
         except TrunklineError as error:
             self._answerer.fail(reply, request_id, error)
         else:

@@ -8,7 +8,7 @@ flushes are `coalesce_s` apart, so that a thousand publications a second do not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from prometheus_client import Counter, Gauge
@@ -22,7 +22,7 @@ from trunkline.shared.metrics import drops
 from trunkline.shared.positions import Position
 from trunkline.shared.wire import Publication
 
-__all__ = ["Hub", "TopicEntry"]
+__all__ = ["Audience", "Hub"]
 
 connections_open = Gauge("trunkline_connections", "Connections of this edge.")
 topics_attached = Gauge("trunkline_topics_attached", "Topics that this edge's connections are subscribed to.")
@@ -30,13 +30,14 @@ deliveries = Counter("trunkline_deliveries_total", "Publications written to conn
 losses = Counter("trunkline_topic_losses_total", "Gaps in a topic that had to be told to its subscribers.")
 
 _unknown_topic = drops.labels("edge", "publication of a topic without subscribers")
+_decode_tops = msgspec.msgpack.Decoder(wire.Tops).decode
 _decode_fan = msgspec.msgpack.Decoder(wire.Fan).decode
 
 
-class TopicEntry:
-    """A topic's sequence, its subscribers by adapter, and what they have not been written yet."""
+class Audience:
+    """A topic on this edge: its sequence, its subscribers by adapter, and what they have not been written yet."""
 
-    __slots__ = ("attaching", "sequence", "subscribers", "told")
+    __slots__ = ("attaching", "catching_up", "sequence", "subscribers", "told")
 
     def __init__(self, name: str) -> None:
         self.sequence = EdgeTopic(name)
@@ -44,16 +45,20 @@ class TopicEntry:
         self.told: list[Publication | Lost] = []
         self.attaching: asyncio.Future[None] | None = None
         """The first attach, while it is under way; all who want the topic wait for this one."""
+        self.catching_up: list[list[Publication | Lost]] = []
+        """For each connection that is being brought from its own position to this one: what has been told since."""
 
 
 class Hub:
     """Connections and topics of one edge."""
 
     def __init__(self, coalesce_s: float) -> None:
+        self.on_behind: Callable[[str], None] = lambda name: None
+        """Called with a topic that has a gap: it must be repaired."""
         self.connections: dict[str, Connection] = {}
-        self.topics: dict[str, TopicEntry] = {}
+        self.topics: dict[str, Audience] = {}
         self._coalesce_s = coalesce_s
-        self._dirty: list[TopicEntry] = []
+        self._dirty: list[Audience] = []
         self._flush_due = False
         self._flushed_at = 0.0
         self._loop = asyncio.get_running_loop()
@@ -69,42 +74,59 @@ class Hub:
         connections_open.set(len(self.connections))
         return [name for name in list(connection.topics) if self.unsubscribe(connection, name)]
 
-    def entry(self, name: str) -> TopicEntry:
-        """Returns a topic's entry; a new one if there is none."""
-        entry = self.topics.get(name)
-        if entry is None:
-            entry = self.topics[name] = TopicEntry(name)
+    def audience(self, name: str) -> Audience:
+        """Returns a topic's audience; a new one if there is none."""
+        audience = self.topics.get(name)
+        if audience is None:
+            audience = self.topics[name] = Audience(name)
             topics_attached.set(len(self.topics))
-        return entry
+        return audience
 
-    def subscribe(self, connection: Connection, entry: TopicEntry) -> Position:
+    def subscribe(self, connection: Connection, audience: Audience) -> Position:
         """Adds a subscriber. It hears everything after the returned position, and nothing up to it.
 
         The caller writes the reply before it gives up control: no flush can come between.
         """
-        self._write(entry)  # what others have yet to hear lies before the new subscriber's position
-        entry.subscribers.setdefault(connection.adapter, set()).add(connection)
-        connection.topics.add(entry.sequence.name)
-        return entry.sequence.position
+        self._write(audience)  # what others have yet to hear lies before the new subscriber's position
+        audience.subscribers.setdefault(connection.adapter, set()).add(connection)
+        connection.topics.add(audience.sequence.name)
+        return audience.sequence.position
+
+    def begin_catching_up(self, audience: Audience) -> list[Publication | Lost]:
+        """Returns a list that gets what the topic's subscribers are told from now on, until `end_catching_up`."""
+        self._write(audience)
+        kept: list[Publication | Lost] = []
+        audience.catching_up.append(kept)
+        return kept
+
+    def end_catching_up(self, audience: Audience, kept: list[Publication | Lost]) -> None:
+        """Completes that list, and ends it."""
+        self._write(audience)
+        audience.catching_up = [each for each in audience.catching_up if each is not kept]
 
     def unsubscribe(self, connection: Connection, name: str) -> bool:
         """Removes a subscriber. Returns whether it was the topic's last one here."""
-        entry = self.topics.get(name)
+        audience = self.topics.get(name)
         connection.topics.discard(name)
-        if entry is None:
+        if audience is None:
             return False
-        members = entry.subscribers.get(connection.adapter)
+        members = audience.subscribers.get(connection.adapter)
         if members is not None:
             members.discard(connection)
             if not members:
-                del entry.subscribers[connection.adapter]
-        return self.drop_if_unused(entry)
+                del audience.subscribers[connection.adapter]
+        return self.drop_if_unused(audience)
 
-    def drop_if_unused(self, entry: TopicEntry) -> bool:
+    def drop_if_unused(self, audience: Audience) -> bool:
         """Forgets a topic that nobody hears and nobody waits for. Returns whether it did."""
-        if entry.subscribers or entry.attaching is not None or self.topics.get(entry.sequence.name) is not entry:
+        if (
+            audience.subscribers
+            or audience.catching_up
+            or audience.attaching is not None
+            or self.topics.get(audience.sequence.name) is not audience
+        ):
             return False
-        del self.topics[entry.sequence.name]
+        del self.topics[audience.sequence.name]
         topics_attached.set(len(self.topics))
         return True
 
@@ -113,18 +135,29 @@ class Hub:
     def receive(self, message: Message) -> None:
         """Takes a batch of an owner."""
         for batch in _decode_fan(message.data).batches:
-            entry = self.topics.get(batch.topic)
-            if entry is None:
+            audience = self.topics.get(batch.topic)
+            if audience is None:
                 _unknown_topic.inc(len(batch.publications))
             else:
-                self.tell(entry, entry.sequence.receive(batch))
+                self.tell(audience, audience.sequence.receive(batch))
+                if audience.sequence.behind:
+                    self.on_behind(batch.topic)
 
-    def tell(self, entry: TopicEntry, what: Iterable[Publication | Lost]) -> None:
+    def compare(self, message: Message) -> None:
+        """Takes an owner's word for how far its topics are; what is behind is repaired."""
+        for top in _decode_tops(message.data).tops:
+            audience = self.topics.get(top.topic)
+            if audience is not None:
+                audience.sequence.compare(Position(top.offset, top.epoch), top.term)
+                if audience.sequence.behind:
+                    self.on_behind(top.topic)
+
+    def tell(self, audience: Audience, what: Iterable[Publication | Lost]) -> None:
         """Lets a topic's subscribers hear this at the next flush."""
-        before = len(entry.told)
-        entry.told.extend(what)
-        if not before and entry.told:
-            self._dirty.append(entry)
+        before = len(audience.told)
+        audience.told.extend(what)
+        if not before and audience.told:
+            self._dirty.append(audience)
             self._schedule()
 
     def _schedule(self) -> None:
@@ -140,20 +173,22 @@ class Hub:
     def _flush(self) -> None:
         self._flush_due = False
         dirty, self._dirty = self._dirty, []
-        for entry in dirty:
-            self._write(entry)
+        for audience in dirty:
+            self._write(audience)
         # After the writes: what they took is not to be spent again at once.
         self._flushed_at = self._loop.time()
 
-    def _write(self, entry: TopicEntry) -> None:
-        told, entry.told = entry.told, []
+    def _write(self, audience: Audience) -> None:
+        told, audience.told = audience.told, []
         if not told:
             return
-        name = entry.sequence.name
+        name = audience.sequence.name
         lost = sum(1 for each in told if isinstance(each, Lost))
         if lost:
             losses.inc(lost)
-        for adapter, members in entry.subscribers.items():
+        for kept in audience.catching_up:
+            kept.extend(told)
+        for adapter, members in audience.subscribers.items():
             frames = b"".join(
                 adapter.lost(name, each.position) if isinstance(each, Lost) else adapter.publication(name, each)
                 for each in told

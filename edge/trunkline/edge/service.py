@@ -97,6 +97,7 @@ class EdgeService:
         )
         self._receivers = {
             subjects.fan(self.edge_id): self._hub.receive,
+            subjects.tops(self.edge_id): self._hub.compare,
             subjects.command(self.edge_id): self._commands.receive,
         }
 

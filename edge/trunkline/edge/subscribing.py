@@ -7,12 +7,13 @@ import msgspec
 from trunkline.edge.attachments import Attachments
 from trunkline.edge.calls import Calls
 from trunkline.edge.connection import Connection
-from trunkline.edge.hub import Hub
+from trunkline.edge.hub import Audience, Hub
 from trunkline.edge.manifests import Manifests
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.manifest import TopicEntry
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import RESERVED, check_topic
+from trunkline.shared.wire import Publication
 
 __all__ = ["Subscribing"]
 
@@ -60,23 +61,49 @@ class Subscribing:
         if len(connection.topics) + len(connection.subscribing) >= self._limit:
             raise TrunklineError(ErrorCode.LIMIT, f"a connection has at most {self._limit} subscriptions")
 
-    async def subscribe(self, connection: Connection, topic: str, *, ask_policy: bool) -> Position:
+    async def subscribe(
+        self, connection: Connection, topic: str, *, ask_policy: bool, since: Position | None = None
+    ) -> tuple[Position, list[Publication] | None]:
         """Subscribes a connection, which hears everything after the returned position.
 
-        The caller must write its reply before it gives up control. Raises `TrunklineError`.
+        With `since`, also returns all publications between that and the returned position, or None if they are not all
+        to be had: never a part. The caller must write its reply before it gives up control. Raises `TrunklineError`.
         """
         self.check_room(connection, topic)
         connection.subscribing.add(topic)
         try:
             if ask_policy:
                 await self.allow(connection, topic, "subscribe")
-            entry = await self._attachments.attach(topic)
+            audience = await self._attachments.attach(topic)
+            missed = None if since is None else await self._missed(audience, since)
         finally:
             connection.subscribing.discard(topic)
         if connection.id not in self._hub.connections:
-            self._attachments.drop_if_unused(entry)
+            self._attachments.drop_if_unused(audience)
             raise TrunklineError(ErrorCode.GONE, "the connection is closed")
-        return self._hub.subscribe(connection, entry)
+        return self._hub.subscribe(connection, audience), missed
+
+    async def _missed(self, audience: Audience, since: Position) -> list[Publication] | None:
+        """Returns everything after `since` up to where this edge is when this returns, or None.
+
+        The owner's answer and the publications that arrive meanwhile overlap; they are merged by offset, and the seam is
+        checked.
+        """
+        if since == audience.sequence.position and not audience.told:
+            return []
+        kept = self._hub.begin_catching_up(audience)
+        try:
+            found = await self._attachments.since(audience.sequence.name, since)
+        finally:
+            self._hub.end_catching_up(audience, kept)
+        position = audience.sequence.position
+        if not found.complete or position.epoch != since.epoch:
+            return None
+        merged = {each.offset: each for each in [*found.publications, *kept] if isinstance(each, Publication)}
+        offsets = range(since.offset + 1, position.offset + 1)
+        if any(offset not in merged for offset in offsets):
+            return None
+        return [merged[offset] for offset in offsets]
 
     def unsubscribe(self, connection: Connection, topic: str) -> None:
         """Ends a subscription at once. Raises `NOT_SUBSCRIBED`."""

@@ -14,8 +14,8 @@ from trunkline.shared.wire import Publication, TopicBatch
 
 __all__ = ["EdgeTopic", "Lost"]
 
-OVERTAKEN_PUBLICATIONS: Final = 4096
-"""How many live publications are kept while the answer to an attach is awaited."""
+KEPT_PUBLICATIONS: Final = 4096
+"""How many live publications are kept while those before them are awaited."""
 
 
 class Lost:
@@ -38,20 +38,23 @@ class Lost:
 class EdgeTopic:
     """The sequence that this edge's subscribers have seen of one topic.
 
-    `attached` and `receive` return what the subscribers must now be told, in order: publications, each exactly one
-    after its predecessor, or `Lost`.
+    `receive` and `recovered` return what the subscribers must now be told, in order: publications, each exactly one after
+    its predecessor, or `Lost`. While the topic is `behind`, what arrives is kept: something is missing before it, and the
+    shell asks the owner for everything since `position`.
     """
 
-    __slots__ = ("_overtaken", "epoch", "is_attached", "name", "offset", "partition", "term")
+    __slots__ = ("_kept", "_kept_publications", "behind", "epoch", "is_attached", "name", "offset", "partition", "term")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.partition = partition_of(name)
         self.is_attached = False
+        self.behind = False
         self.term = 0
         self.epoch = ""
         self.offset = 0
-        self._overtaken: list[TopicBatch] = []
+        self._kept: list[TopicBatch] = []
+        self._kept_publications = 0
 
     @property
     def position(self) -> Position:
@@ -60,41 +63,64 @@ class EdgeTopic:
 
     def attached(self, position: Position, term: int) -> Sequence[Publication | Lost]:
         """Takes the answer to an attach, the first or a later one. Everything after `position` will be received."""
-        if term < self.term:
+        if self.is_attached:
+            self.compare(position, term)
             return ()
-        told: list[Publication | Lost] = []
-        if self.is_attached and (position.epoch != self.epoch or position.offset > self.offset):
-            told.append(Lost(position))
-        if not self.is_attached or told:
-            self.epoch, self.offset = position.epoch, position.offset
         self.is_attached = True
-        self.term = term
-        overtaken, self._overtaken = self._overtaken, []
-        for batch in overtaken:
-            told.extend(self.receive(batch))
+        self.term = max(self.term, term)
+        self.epoch, self.offset = position.epoch, position.offset
+        return self._receive_kept()
+
+    def compare(self, position: Position, term: int) -> None:
+        """Takes the owner's word for where the topic stands: is `behind` if the subscribers have not been told as much."""
+        if self.is_attached and term >= self.term:
+            self.term = term
+            if position.epoch != self.epoch or position.offset > self.offset:
+                self.behind = True
+
+    def recovered(
+        self, position: Position, publications: Sequence[Publication], *, complete: bool
+    ) -> Sequence[Publication | Lost]:
+        """Takes the owner's answer about everything since `position`: all of it, or the fact that it is not to be had."""
+        self.behind = False
+        told: list[Publication | Lost] = []
+        if complete and position.epoch == self.epoch:
+            for publication in publications:
+                if publication.offset == self.offset + 1:
+                    self.offset += 1
+                    told.append(publication)
+        elif position.epoch != self.epoch or position.offset > self.offset:
+            self.epoch, self.offset = position.epoch, position.offset
+            told.append(Lost(position))
+        told.extend(self._receive_kept())
         return told
+
+    def _receive_kept(self) -> list[Publication | Lost]:
+        kept, self._kept = self._kept, []
+        self._kept_publications = 0
+        return [each for batch in kept for each in self.receive(batch)]
 
     def receive(self, batch: TopicBatch) -> Sequence[Publication | Lost]:
         """Takes a batch of the topic's owner. One with an older term comes from an owner that was replaced."""
-        if not self.is_attached:
-            if sum(len(each.publications) for each in self._overtaken) < OVERTAKEN_PUBLICATIONS:
-                self._overtaken.append(batch)
-            # Beyond the limit the rest is dropped here and found as a gap.
-            return ()
         if batch.term < self.term:
             return ()
-        self.term = batch.term
-        publications = batch.publications
-        first = publications[0].offset
-        if batch.epoch == self.epoch:
-            if first == self.offset + 1:
-                self.offset = publications[-1].offset
-                return publications
-            if first <= self.offset:
-                fresh = [each for each in publications if each.offset > self.offset]
-                if fresh:
-                    self.offset = fresh[-1].offset
-                return fresh
-        self.epoch = batch.epoch
-        self.offset = publications[-1].offset
-        return [Lost(Position(first - 1, batch.epoch)), *publications]
+        if self.is_attached and not self.behind:
+            publications = batch.publications
+            first = publications[0].offset
+            if batch.epoch == self.epoch:
+                if first == self.offset + 1 and publications[-1].offset - first == len(publications) - 1:
+                    self.term = batch.term
+                    self.offset = publications[-1].offset
+                    return publications
+                if first <= self.offset:
+                    self.term = batch.term
+                    fresh = [each for each in publications if each.offset > self.offset]
+                    if fresh:
+                        self.offset = fresh[-1].offset
+                    return fresh
+            self.behind = True
+        if self._kept_publications < KEPT_PUBLICATIONS:
+            self._kept.append(batch)
+            self._kept_publications += len(batch.publications)
+        # Beyond the limit the rest is dropped here, and found missing by the next batch or comparison.
+        return ()

@@ -29,6 +29,8 @@ _STREAM_NAME_IN_USE: Final = 10058
 _FULL: Final = frozenset({10047, 10077})
 _MESSAGE_TOO_LARGE: Final = 10054
 _TOO_MANY_REQUESTS: Final = 429
+_END_OF_READ: Final = frozenset({"204", "404"})
+"""End of a batch, and: there is no such message."""
 _NOT_NOW: Final = 503
 
 
@@ -61,9 +63,11 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     storage: Literal["file", "memory"] = "file"
     replicas: int = 1
     duplicates_s: float = 120.0
+    direct: bool = False
+    """Whether `Streams.read` works: any replica answers it, so what it returns may be a moment old."""
 
     def config(self) -> dict[str, Any]:
-        """Returns the server's form of this. Sequences are read from the leader, so direct reads are off."""
+        """Returns the server's form of this."""
         duplicates_s = self.duplicates_s if self.max_age_s is None else min(self.duplicates_s, self.max_age_s)
         return {
             "name": self.name,
@@ -77,6 +81,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
             "storage": self.storage,
             "num_replicas": self.replicas,
             "duplicate_window": _nanoseconds(duplicates_s),
+            "allow_direct": self.direct,
         }
 
 
@@ -136,9 +141,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Waiting:
-    __slots__ = ("accept", "deadline", "future")
+    __slots__ = ("accept", "collected", "deadline", "future")
 
     def __init__(self, future: asyncio.Future[Any], accept: Callable[[bytes], Any], deadline: float) -> None:
+        self.collected: list[Entry] | None = None
+        """What a `read` has got so far."""
         self.future = future
         self.accept = accept
         self.deadline = deadline
@@ -206,6 +213,19 @@ class Streams:
         entry: Entry | None = await self._ask(f"{API}.STREAM.MSG.GET.{stream}", request, None, _entry_of)
         return entry
 
+    async def read(self, stream: str, subject: str, limit: int) -> list[Entry]:
+        """Returns the first messages of a subject, at most `limit`, from any replica of a `direct` stream.
+
+        They are in order and without gaps, but a replica may lack the newest: an append with `expected_last` tells.
+        """
+        request = _encode({"next_by_subj": subject, "seq": 1, "batch": limit})
+        future = self._ask(f"{API}.DIRECT.GET.{stream}", request, None, _nothing)
+        waiting = self._waiting.get(self._reply_subject())
+        if waiting is not None:
+            waiting.collected = []
+        entries: list[Entry] = await future
+        return entries
+
     # ------------------------------------------------------------------ declaring
 
     async def ensure_stream(self, stream: Stream) -> None:
@@ -238,7 +258,7 @@ class Streams:
         self, subject: str, payload: bytes, headers: dict[str, str] | None, accept: Callable[[bytes], Any]
     ) -> asyncio.Future[Any]:
         self._last_id += 1
-        reply = f"{self._inbox}.{self._last_id}"
+        reply = self._reply_subject()
         future = self._loop.create_future()
         try:
             self._bus.publish(subject, payload, reply, headers)
@@ -250,8 +270,16 @@ class Streams:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         return future
 
+    def _reply_subject(self) -> str:
+        return f"{self._inbox}.{self._last_id}"
+
     def _receive(self, message: Message) -> None:
-        waiting = self._waiting.pop(message.subject, None)
+        waiting = self._waiting.get(message.subject)
+        if waiting is not None and waiting.collected is not None and not message.status:
+            headers = message.headers or {}
+            waiting.collected.append(Entry(headers["Nats-Subject"], int(headers["Nats-Sequence"]), message.data))
+            return
+        self._waiting.pop(message.subject, None)
         if waiting is None:
             self._late.inc()
             return
@@ -260,6 +288,12 @@ class Streams:
             return
         if message.no_responders:
             future.set_exception(_unavailable("no stream takes this, or JetStream is off"))
+            return
+        if waiting.collected is not None:
+            if message.status in _END_OF_READ:
+                future.set_result(waiting.collected)
+            else:
+                future.set_exception(_unavailable(f"JetStream refuses to read: {message.status}"))
             return
         try:
             result = waiting.accept(message.data)
@@ -289,6 +323,10 @@ class Streams:
         future = self._waiting.pop(reply).future
         if not future.done():
             future.set_exception(_unavailable(message))
+
+
+def _nothing(_data: bytes) -> None:
+    return None
 
 
 def _sequence_of(data: bytes) -> int:

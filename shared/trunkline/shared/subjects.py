@@ -61,6 +61,18 @@ class Subjects:
         """Where owners send batches of publications to an edge."""
         return f"{self.prefix}.edge.{edge_id}.fan"
 
+    def tops(self, edge_id: str) -> str:
+        """Where owners tell an edge how far its topics are."""
+        return f"{self.prefix}.edge.{edge_id}.tops"
+
+    def log(self, log_class: str, topic: str) -> str:
+        """The log of a topic, in the stream of its class."""
+        return f"{self.prefix}.log.{log_class}.{topic.replace('%', '%25')}"
+
+    def log_stream(self, log_class: str) -> tuple[str, str]:
+        """The stream of a log class, and the subjects that it captures."""
+        return f"{self.prefix.replace('.', '_')}_LOG_{log_class}", f"{self.prefix}.log.{log_class}.>"
+
     def command(self, edge_id: str) -> str:
         """Where workers and owners tell an edge what to do with its connections."""
         return f"{self.prefix}.edge.{edge_id}.command"

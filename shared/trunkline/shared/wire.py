@@ -31,20 +31,25 @@ __all__ = [
     "Fan",
     "FanOut",
     "Held",
+    "History",
     "Hold",
     "NewManifest",
     "NewOwner",
     "Notice",
     "Publication",
     "Publish",
+    "Recovered",
     "Refresh",
     "Release",
     "Request",
     "Requests",
     "Send",
+    "Since",
     "Subscribe",
+    "Top",
     "TopicBatch",
     "TopicRequest",
+    "Tops",
     "Unsubscribe",
     "decode_error",
     "encode",
@@ -188,10 +193,27 @@ class Held(msgspec.Struct, array_like=True):
 
 
 class Publish(msgspec.Struct, array_like=True, tag="publish"):
-    """Appends `data` (JSON bytes) to a topic. Answered with its `Position`."""
+    """Appends `data` (JSON bytes) to a topic. Answered with its `Position`, of the first time if `key` was seen before."""
 
     topic: str
     data: bytes
+    key: str | None = None
+
+
+class Since(msgspec.Struct, array_like=True, tag="since"):
+    """Asks for everything after a position, or nothing. Answered with `Recovered`."""
+
+    topic: str
+    position: Position
+
+
+class History(msgspec.Struct, array_like=True, tag="history"):
+    """Asks for a page of a topic's log. Answered with `Recovered`."""
+
+    topic: str
+    since: Position | None
+    limit: int
+    reverse: bool
 
 
 class Release(msgspec.Struct, array_like=True, tag="release"):
@@ -201,7 +223,7 @@ class Release(msgspec.Struct, array_like=True, tag="release"):
     edge_id: str
 
 
-TopicRequest = Attach | Detach | Hold | Publish | Release
+TopicRequest = Attach | Detach | Hold | Publish | Release | Since | History
 """What the owner of a partition is asked."""
 
 
@@ -213,6 +235,30 @@ class Publication(msgspec.Struct, array_like=True):
 
     offset: int
     data: bytes
+
+
+class Recovered(msgspec.Struct, array_like=True):
+    """Publications from a topic's log, and where the topic stands. `complete`: nothing is missing before that."""
+
+    position: Position
+    complete: bool
+    publications: list[Publication]
+
+
+class Top(msgspec.Struct, array_like=True):
+    """Where a topic stands."""
+
+    topic: str
+    epoch: str
+    offset: int
+    term: int
+
+
+class Tops(msgspec.Struct, array_like=True):
+    """Where recently active topics of one owner stand; sent to each edge that is attached to them."""
+
+    version: int
+    tops: list[Top]
 
 
 class TopicBatch(msgspec.Struct, array_like=True):

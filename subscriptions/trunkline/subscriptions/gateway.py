@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -12,6 +13,7 @@ from trunkline.shared.logs import get_logger
 from trunkline.shared.metrics import drops
 from trunkline.shared.positions import Position
 from trunkline.shared.subjects import Subjects
+from trunkline.subscriptions.topic import Settle
 
 __all__ = ["Gateway"]
 
@@ -25,23 +27,30 @@ class Gateway:
     counted by its code.
     """
 
-    def __init__(self, bus: Bus, subjects: Subjects, publish: Callable[[str, bytes], Position]) -> None:
+    def __init__(self, bus: Bus, subjects: Subjects, publish: Callable[[str, bytes, str | None, Settle], None]) -> None:
         self._bus = bus
         self._subjects = subjects
         self._publish = publish
 
     def receive(self, message: Message) -> None:
         """Handles one message of `publish.>`."""
+        settle = partial(self._settle, message.reply)
         try:
-            position = self._publish(self._subjects.topic_of_publish(message.subject), message.data)
-            answer: dict[str, object] = {"offset": position.offset, "epoch": position.epoch}
+            self._publish(self._subjects.topic_of_publish(message.subject), message.data, None, settle)
         except TrunklineError as error:
-            answer = {"error": {"code": error.code, "message": error.message}}
-            if not message.reply:
-                drops.labels("subscriptions", f"publish: {error.code}").inc()
-        if message.reply:
+            settle(error)
+
+    def _settle(self, reply: str, outcome: Position | TrunklineError) -> None:
+        answer: dict[str, object]
+        if isinstance(outcome, TrunklineError):
+            answer = {"error": {"code": outcome.code, "message": outcome.message}}
+            if not reply:
+                drops.labels("subscriptions", f"publish: {outcome.code}").inc()
+        else:
+            answer = {"offset": outcome.offset, "epoch": outcome.epoch}
+        if reply:
             try:
-                self._bus.publish(message.reply, msgspec.json.encode(answer))
+                self._bus.publish(reply, msgspec.json.encode(answer))
             except TrunklineError as error:
                 level = log.debug if error.code == ErrorCode.UNAVAILABLE.code else log.warning
                 level("an answer to a publisher could not be sent", code=error.code)

@@ -1,5 +1,9 @@
 """The owner of partitions: answers requests about their topics. Pure code but for the clock that it is given.
 
+What cannot be answered at once is answered later, through the `settle` that came with it: a topic with history must be
+opened first, and a publication is in the log before anybody hears of it. `advance` is how the owner asks its shell to
+open a topic or to append what waits; the shell calls `progressed` when something has come of it.
+
 One `Owner` lives as long as one claim; its `term` is the claim's. When the claim is lost the object is thrown away, and
 all that it knew with it.
 """
@@ -16,12 +20,15 @@ from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import check_topic
-from trunkline.subscriptions.topic import Topic
+from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
+from trunkline.subscriptions.topic import Settle, Topic
 
 __all__ = ["Owner", "check_json"]
 
 ENVELOPE_BYTES: Final = 1024
 """Room for the envelope around the largest publication."""
+
+TOPS_AT_ONCE: Final = 1000
 
 _skip_json = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -48,6 +55,8 @@ class Owner:
         self,
         term: int,
         on_due: Callable[[], None],
+        advance: Callable[[Topic], None],
+        namespace_of: Callable[[str], Namespace],
         *,
         max_payload: int,
         clock: Callable[[], float] = time.monotonic,
@@ -56,6 +65,9 @@ class Owner:
         self.topics: dict[str, Topic] = {}
         self.published = 0
         self._on_due = on_due
+        self._advance = advance
+        self._namespace_of = namespace_of
+        self._when_open: dict[str, list[Callable[[Topic], None]]] = {}
         self._max_payload = max_payload
         self._clock = clock
         self._due: list[Topic] = []
@@ -64,13 +76,58 @@ class Owner:
 
     # ------------------------------------------------------------------ requests
 
-    def attach(self, name: str, edge_id: str) -> wire.Attached:
-        """Adds an edge to a topic: it gets everything after the returned position. Repeating it is harmless."""
+    def attach(self, name: str, edge_id: str, settle: Callable[[wire.Attached], None]) -> None:
+        """Adds an edge to a topic: it gets everything after the position that is settled. Repeating it is harmless."""
+
+        def attached(topic: Topic) -> None:
+            topic.edges.add(edge_id)
+            self._heard[edge_id] = self._clock()
+            self._attached.setdefault(edge_id, {}).setdefault(topic.partition, set()).add(name)
+            settle(wire.Attached(topic.position, self.term))
+
+        self._once_open(self._topic(name), attached)
+
+    def since(self, name: str, position: Position, settle: Callable[[wire.Recovered], None]) -> None:
+        """Settles with everything after `position`, or with the fact that it is not all here any more."""
+
+        def recover(topic: Topic) -> None:
+            publications = topic.since(position)
+            settle(wire.Recovered(topic.position, publications is not None, publications or []))
+
+        self._once_open(self._topic(name), recover)
+
+    def history(self, name: str, request: wire.History, settle: Callable[[wire.Recovered | TrunklineError], None]) -> None:
+        """Settles with a page of what the topic remembers. Raises `NOT_AVAILABLE` in a namespace without history."""
         topic = self._topic(name)
-        topic.edges.add(edge_id)
-        self._heard[edge_id] = topic.touched_at = self._clock()
-        self._attached.setdefault(edge_id, {}).setdefault(topic.partition, set()).add(name)
-        return wire.Attached(topic.position, self.term)
+        if not topic.namespace.history:
+            raise TrunklineError(ErrorCode.NOT_AVAILABLE, "the namespace of this topic keeps no history")
+
+        def read(topic: Topic) -> None:
+            try:
+                page = topic.page(request.since, request.limit, request.reverse)
+            except TrunklineError as error:
+                settle(error)
+            else:
+                settle(wire.Recovered(topic.position, True, page))
+
+        self._once_open(topic, read)
+
+    def _once_open(self, topic: Topic, then: Callable[[Topic], None]) -> None:
+        topic.touched_at = self._clock()
+        if topic.open:
+            then(topic)
+        else:
+            self._when_open.setdefault(topic.name, []).append(then)
+            self._advance(topic)
+
+    def progressed(self, topic: Topic) -> None:
+        """Notes that a topic was opened or has new publications: what waited for that is settled or becomes due."""
+        if self.topics.get(topic.name) is not topic:
+            return
+        self._note_due(topic)
+        if topic.open:
+            for then in self._when_open.pop(topic.name, ()):
+                then(topic)
 
     def detach(self, name: str, edge_id: str) -> None:
         """Removes an edge from a topic: what is due and was not taken does not reach it any more."""
@@ -91,27 +148,33 @@ class Owner:
             self._heard[edge_id] = self._clock()
         return wire.Held(len(self._attached.get(edge_id, {}).get(partition, ())), self.term)
 
-    def publish(self, name: str, data: bytes) -> Position:
-        """Gives a publication its position. Raises `TrunklineError`: `INVALID`, `TOO_LARGE`, `BAD_REQUEST`."""
+    def publish(self, name: str, data: bytes, key: str | None, settle: Settle) -> None:
+        """Takes a publication; its position is settled once nothing can lose it.
+
+        Raises `TrunklineError`: `INVALID`, `TOO_LARGE`, `BAD_REQUEST`.
+        """
         check_json(data)
         if len(data) > self._max_payload - ENVELOPE_BYTES:
-            raise TrunklineError(
-                ErrorCode.TOO_LARGE, f"a publication has at most {self._max_payload - ENVELOPE_BYTES} bytes"
-            )
+            most = self._max_payload - ENVELOPE_BYTES
+            raise TrunklineError(ErrorCode.TOO_LARGE, f"a publication has at most {most} bytes")
         topic = self._topic(name)
-        was_due = bool(topic.pending)
-        position = topic.publish(data, self._clock())
+        topic.publish(data, key, settle, self._clock())
         self.published += 1
-        if topic.pending and not was_due:
+        self._note_due(topic)
+        if topic.namespace.history:
+            self._advance(topic)
+
+    def _note_due(self, topic: Topic) -> None:
+        if topic.pending and not topic.due:
+            topic.due = True
             self._due.append(topic)
             if len(self._due) == 1:
                 self._on_due()
-        return position
 
     def _topic(self, name: str) -> Topic:
         topic = self.topics.get(name)
         if topic is None:
-            topic = self.topics[name] = Topic(check_topic(name), self._clock())
+            topic = self.topics[name] = Topic(check_topic(name), self._namespace_of(name), self._clock())
         return topic
 
     # ------------------------------------------------------------------ fan-out
@@ -130,6 +193,7 @@ class Owner:
         limit = self._max_payload - ENVELOPE_BYTES // 2
         by_edge: dict[str, list[bytes]] = {}
         for topic in due:
+            topic.due = False
             parts = self._encode(topic, limit)
             for edge_id in topic.edges:
                 by_edge.setdefault(edge_id, []).extend(parts)
@@ -173,6 +237,32 @@ class Owner:
         for name in [name for name, topic in self.topics.items() if topic.idle(now, topic_idle_s)]:
             del self.topics[name]
         return losing
+
+    def tops(self, active_s: float) -> Iterable[tuple[str, bytes]]:
+        """Returns `(edge_id, message)` pairs with the positions of recently active topics, for edges to compare.
+
+        Without them, a lost *last* message of a topic would be noticed only when the next one comes.
+        """
+        now = self._clock()
+        by_edge: dict[str, list[wire.Top]] = {}
+        for topic in self.topics.values():
+            if topic.open and topic.edges and not topic.pending and now - topic.touched_at < active_s:
+                top = wire.Top(topic.name, topic.epoch, topic.offset, self.term)
+                for edge_id in topic.edges:
+                    by_edge.setdefault(edge_id, []).append(top)
+        for edge_id, tops in by_edge.items():
+            for start in range(0, len(tops), TOPS_AT_ONCE):
+                yield edge_id, wire.encode(wire.Tops(wire.VERSION, tops[start : start + TOPS_AT_ONCE]))
+
+    def forget_unused_ephemeral(self) -> None:
+        """Forgets ephemeral topics that nobody hears: their namespace may have history now."""
+        for name in [name for name, topic in self.topics.items() if topic.namespace is EPHEMERAL and not topic.edges]:
+            del self.topics[name]
+
+    def abandon(self, error: TrunklineError) -> None:
+        """Settles everything that waits with an error, since this owner gives up."""
+        for topic in self.topics.values():
+            topic.abandon(error)
 
     @property
     def edges(self) -> int:

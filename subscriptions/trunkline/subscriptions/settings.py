@@ -19,6 +19,10 @@ class SubscriptionSettings(RoleSettings, role="subscriptions"):
     topic_idle_s: float = Field(
         300.0, gt=0, description="seconds after which an ephemeral topic that nobody uses is forgotten"
     )
+    ttl_s: float = Field(
+        3600.0, gt=0, description="seconds that topics with history keep publications, unless their @topic says otherwise"
+    )
+    replicas: int = Field(1, ge=1, le=5, description="NATS nodes that keep each log; 3 in a cluster of three")
     fan_interval_s: float = Field(
         0.002, ge=0, description="least seconds between two batches to an edge under load; the first leaves at once"
     )

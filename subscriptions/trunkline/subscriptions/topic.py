@@ -1,51 +1,332 @@
-"""A topic as its owner sees it: a sequencer. Pure code.
+"""A topic as its owner sees it: a sequencer with a log. Pure code.
 
-Topics of this release are ephemeral: the sequence lives as long as its owner's memory of it. The epoch is random for each
-incarnation, so that a forgotten topic can never be mistaken for its successor.
+A publication of a topic with history is *waiting* until the log has it, and gets its position then; nobody sees what could
+still be lost. One append is in flight at a time; what arrives meanwhile forms the next entry (group commit), so a hot
+topic batches itself. Each append carries the sequence of the entry before it, so that an owner that was replaced cannot
+write. A topic without history commits at once.
+
+Life of a topic with history: **cold** (nothing is known) → **opening** (the shell reads the last entries, then appends an
+*opening entry* without publications) → **open**. The opening entry fences: whatever an earlier owner still has on its way
+carries an older sequence and fails, so nothing can be acknowledged that this owner does not know. It also names the
+epoch of a topic that has no log yet (genesis), so that an empty topic has a stable position.
+
+An append that fails, or whose outcome is unknown, makes the topic cold with its group *in doubt*. Reading the log tells, by
+the entry's nonce, whether the group is in it; if it is not, and the opening entry is, it can never get there any more, and
+the group is appended again.
 """
 
 from __future__ import annotations
 
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position, new_epoch
 from trunkline.shared.topics import partition_of
-from trunkline.shared.wire import Publication
+from trunkline.shared.wire import VERSION, Publication, encode
+from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 
-__all__ = ["Topic"]
+__all__ = ["Entry", "Loaded", "Settle", "Topic"]
+
+WAITING_BYTES: Final = 4 * 1024 * 1024
+TAIL_BYTES: Final = 1024 * 1024
+OVERHEAD_BYTES: Final = 64
+IDEMPOTENCY_KEYS: Final = 1000
+
+Settle = Callable[[Position | TrunklineError], None]
+"""Tells a publisher what became of its publication. Called exactly once."""
+
+
+class Logged(msgspec.Struct, array_like=True):
+    """A publication in the log."""
+
+    data: bytes
+    key: str | None = None
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """One entry of the log: consecutive publications, the first with `offset`. An opening entry has none."""
+
+    version: int
+    epoch: str
+    offset: int
+    nonce: str
+    publications: list[Logged]
+
+    @property
+    def top(self) -> int:
+        """The offset of the last publication up to here."""
+        return self.offset + len(self.publications) - 1
+
+
+class Loaded(msgspec.Struct):
+    """What the log knows of a topic: its last entries in order, and the stream sequence of the last one."""
+
+    entries: list[Entry]
+    sequence: int
+
+
+class _Waiting:
+    __slots__ = ("data", "key", "settles")
+
+    def __init__(self, data: bytes, key: str | None, settle: Settle) -> None:
+        self.data = data
+        self.key = key
+        self.settles = [settle]
 
 
 class Topic:
-    """Numbers the publications of one topic, and knows which edges get them."""
+    """Numbers and remembers the publications of one topic, and knows which edges get them."""
 
-    __slots__ = ("edges", "epoch", "name", "offset", "partition", "pending", "touched_at")
+    __slots__ = (
+        "_doubt",
+        "_in_flight",
+        "_keys",
+        "_sequence",
+        "_tail_bytes",
+        "_waiting",
+        "_waiting_bytes",
+        "_waiting_keys",
+        "due",
+        "edges",
+        "epoch",
+        "name",
+        "namespace",
+        "offset",
+        "open",
+        "opening",
+        "partition",
+        "pending",
+        "tail",
+        "touched_at",
+    )
 
-    def __init__(self, name: str, now: float) -> None:
+    def __init__(self, name: str, namespace: Namespace, now: float) -> None:
         self.name = name
+        self.namespace = namespace
         self.partition = partition_of(name)
-        self.epoch = new_epoch()
+        self.open = namespace is EPHEMERAL
+        self.opening = False
+        """Whether the shell is opening it."""
+        self.epoch = new_epoch() if self.open else ""
         self.offset = 0
+        self.due = False
+        """Whether the owner knows that `pending` has something."""
         self.edges: set[str] = set()
         self.pending: list[Publication] = []
-        """Publications that have an offset and have not been sent to the edges."""
+        """Publications that have a position and have not been sent to the edges."""
+        self.tail: deque[Publication] = deque()
+        """The last publications, bounded in number and bytes; the last one is at `offset`."""
         self.touched_at = now
+        self._tail_bytes = 0
+        self._sequence = 0
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_bytes = 0
+        self._waiting_keys: dict[str, _Waiting] = {}
+        self._in_flight: tuple[Entry, list[_Waiting]] | None = None
+        self._doubt: tuple[Entry, list[_Waiting]] | None = None
+        self._keys: dict[str, int] = {}
 
     @property
     def position(self) -> Position:
-        """Where the topic stands, `pending` included."""
+        """Where the topic stands, `pending` included. Only for an open topic."""
         return Position(self.offset, self.epoch)
 
-    def publish(self, data: bytes, now: float) -> Position:
-        """Gives `data` the next offset, and puts it into `pending` if an edge wants it."""
-        self.offset += 1
+    @property
+    def sequence(self) -> int:
+        """The stream sequence that the next append must find as the last one of its subject."""
+        return self._sequence
+
+    # ------------------------------------------------------------------ publishing
+
+    def publish(self, data: bytes, key: str | None, settle: Settle, now: float) -> None:
+        """Takes a publication. A `key` that the topic has seen gives the first position again, and publishes nothing.
+
+        Settles with `OVERLOADED` when more than 4 MiB wait for the log.
+        """
         self.touched_at = now
-        if self.edges:
-            self.pending.append(Publication(self.offset, data))
-        return Position(self.offset, self.epoch)
+        if key is not None:
+            offset = self._keys.get(key)
+            if offset is not None:
+                settle(Position(offset, self.epoch))
+                return
+            same = self._waiting_keys.get(key)
+            if same is not None:
+                same.settles.append(settle)
+                return
+        if self._waiting_bytes + len(data) > WAITING_BYTES:
+            settle(TrunklineError(ErrorCode.OVERLOADED, "too much waits for this topic's log", retry_after_s=0.5))
+            return
+        waiting = _Waiting(data, key, settle)
+        if self.namespace is EPHEMERAL:
+            self._commit([waiting])
+            return
+        self._waiting.append(waiting)
+        self._waiting_bytes += len(data) + OVERHEAD_BYTES
+        if key is not None:
+            self._waiting_keys[key] = waiting
+
+    def next_entry(self, limit_bytes: int) -> bytes | None:
+        """Returns the entry to append now, with `sequence` as what it must find; None if nothing can be appended."""
+        if not self.open or self._in_flight is not None or not self._waiting:
+            return None
+        group: list[_Waiting] = []
+        size = 0
+        while self._waiting and (not group or size + len(self._waiting[0].data) + OVERHEAD_BYTES <= limit_bytes):
+            waiting = self._waiting.popleft()
+            size += len(waiting.data) + OVERHEAD_BYTES
+            group.append(waiting)
+        entry = Entry(
+            VERSION,
+            self.epoch,
+            self.offset + 1,
+            secrets.token_urlsafe(9),
+            [Logged(waiting.data, waiting.key) for waiting in group],
+        )
+        self._in_flight = (entry, group)
+        return encode(entry)
+
+    def appended(self, sequence: int) -> None:
+        """Notes that the entry in flight is in the log: its publications have positions, and are due."""
+        assert self._in_flight is not None
+        _, group = self._in_flight
+        self._in_flight = None
+        self._sequence = sequence
+        self._commit(group)
+
+    def doubted(self) -> None:
+        """Notes that an append failed or that its outcome is unknown: the topic must be opened again."""
+        self.open = False
+        self._doubt, self._in_flight = self._in_flight, None
+
+    def loaded(self, loaded: Loaded) -> bytes:
+        """Takes what the log knows. Returns the opening entry, to be appended with `sequence` as what it must find.
+
+        Settles the group in doubt if it was written. What another owner wrote in the meantime is taken over, and due.
+        """
+        self._sequence = loaded.sequence
+        last = loaded.entries[-1] if loaded.entries else None
+        epoch = new_epoch() if last is None else last.epoch
+        known = epoch == self.epoch
+        if not known:
+            self._reset(epoch)
+        for entry in loaded.entries:
+            if entry.epoch == epoch:
+                self._take_over(entry, due=known)
+        if self._doubt is not None and any(entry.nonce == self._doubt[0].nonce for entry in loaded.entries):
+            entry, group = self._doubt
+            self._doubt = None
+            for index, waiting in enumerate(group):
+                self._settle(waiting, Position(entry.offset + index, entry.epoch))
+        return encode(Entry(VERSION, self.epoch, self.offset + 1, secrets.token_urlsafe(9), []))
+
+    def opened(self, sequence: int) -> None:
+        """Notes that the opening entry is in the log: no other owner can write, and what was in doubt was not written."""
+        self._sequence = sequence
+        self.open = True
+        if self._doubt is not None:
+            self._waiting.extendleft(reversed(self._doubt[1]))
+            self._doubt = None
+
+    def _reset(self, epoch: str) -> None:
+        self.epoch = epoch
+        self.offset = 0
+        self.tail.clear()
+        self._tail_bytes = 0
+        self.pending.clear()
+        self._keys.clear()
+
+    def _take_over(self, entry: Entry, *, due: bool) -> None:
+        for index, logged in enumerate(entry.publications):
+            offset = entry.offset + index
+            if offset <= self.offset:
+                continue
+            publication = Publication(offset, logged.data)
+            if offset != self.offset + 1:
+                self.tail.clear()  # older entries have expired or were not read: the tail begins here
+                self._tail_bytes = 0
+            self.offset = offset
+            self._remember(publication, logged.key)
+            if due and self.edges:
+                self.pending.append(publication)
+        self.offset = max(self.offset, entry.top)
+
+    def _commit(self, group: Sequence[_Waiting]) -> None:
+        for waiting in group:
+            self.offset += 1
+            publication = Publication(self.offset, waiting.data)
+            if self.namespace is not EPHEMERAL:
+                self._remember(publication, waiting.key)
+            if self.edges:
+                self.pending.append(publication)
+            self._settle(waiting, Position(self.offset, self.epoch))
+
+    def _settle(self, waiting: _Waiting, outcome: Position | TrunklineError) -> None:
+        if self.namespace is not EPHEMERAL:
+            self._waiting_bytes -= len(waiting.data) + OVERHEAD_BYTES
+            if waiting.key is not None:
+                self._waiting_keys.pop(waiting.key, None)
+        for settle in waiting.settles:
+            settle(outcome)
+
+    def _remember(self, publication: Publication, key: str | None) -> None:
+        self.tail.append(publication)
+        self._tail_bytes += len(publication.data) + OVERHEAD_BYTES
+        while len(self.tail) > self.namespace.history or (self._tail_bytes > TAIL_BYTES and len(self.tail) > 1):
+            self._tail_bytes -= len(self.tail.popleft().data) + OVERHEAD_BYTES
+        if key is not None:
+            self._keys[key] = publication.offset
+            if len(self._keys) > IDEMPOTENCY_KEYS:
+                del self._keys[next(iter(self._keys))]
+
+    # ------------------------------------------------------------------ reading
+
+    def since(self, position: Position) -> list[Publication] | None:
+        """Returns everything after `position`, or None unless it is all here: same epoch, and nothing missing."""
+        if position.epoch != self.epoch or position.offset > self.offset:
+            return None
+        missed = self.offset - position.offset
+        if missed > len(self.tail):
+            return None
+        return [] if missed == 0 else list(self.tail)[-missed:]
+
+    def page(self, since: Position | None, limit: int, reverse: bool) -> list[Publication]:
+        """Returns at most `limit` publications after `since` (before it, newest first, if `reverse`).
+
+        Raises `UNRECOVERABLE` when `since` is of another epoch.
+        """
+        if since is not None and since.epoch != self.epoch:
+            raise TrunklineError(ErrorCode.UNRECOVERABLE, "the position is of another epoch")
+        found = list(self.tail)
+        if since is not None:
+            found = [each for each in found if (each.offset < since.offset if reverse else each.offset > since.offset)]
+        if reverse:
+            found.reverse()
+        return found[: max(0, limit)]
 
     def take_pending(self) -> list[Publication]:
         """Returns what is to be sent, and forgets it."""
         pending, self.pending = self.pending, []
         return pending
 
+    def abandon(self, error: TrunklineError) -> None:
+        """Settles all that waits with an error: its outcome is unknown, or it was not published."""
+        unsettled = [waiting for group in (self._doubt, self._in_flight) if group is not None for waiting in group[1]]
+        self._in_flight = self._doubt = None
+        for waiting in [*unsettled, *self._waiting]:
+            self._settle(waiting, error)
+        self._waiting.clear()
+
     def idle(self, now: float, idle_s: float) -> bool:
-        """Whether nobody listens and nothing has happened for `idle_s` seconds."""
-        return not self.edges and now - self.touched_at > idle_s
+        """Whether nobody listens, nothing waits, and nothing has happened for `idle_s` seconds."""
+        return (
+            not self.edges
+            and not self._waiting
+            and self._in_flight is None
+            and not self.opening
+            and now - self.touched_at > idle_s
+        )

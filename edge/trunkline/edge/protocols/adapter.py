@@ -59,6 +59,9 @@ class Adapter(Protocol):
     def publication(self, topic: str, publication: Publication) -> bytes:
         """Frames a publication."""
 
+    def messages(self, publications: list[Publication]) -> list[dict[str, object]]:
+        """Returns publications as the field of a reply."""
+
     def lost(self, topic: str, position: Position) -> bytes:
         """Frames *insufficient state*: publications are missing; go on from `position`."""
 

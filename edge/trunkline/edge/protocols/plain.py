@@ -124,6 +124,10 @@ class PlainJson:
             b'{"topic":%s,"offset":%d,"data":%s}' % (_json_encode(topic), publication.offset, publication.data)
         )
 
+    def messages(self, publications: list[Publication]) -> list[dict[str, object]]:
+        """See `Adapter`: the publishers' own bytes."""
+        return [{"offset": each.offset, "data": Raw(each.data)} for each in publications]
+
     def lost(self, topic: str, position: Position) -> bytes:
         """See `Adapter`."""
         return text_frame(_json_encode({"topic": topic, "lost": True, "offset": position.offset, "epoch": position.epoch}))
@@ -214,6 +218,10 @@ class PlainMsgpack:
         """See `Adapter`."""
         fields = {"topic": topic, "offset": publication.offset, "data": _transcoded(publication.data)}
         return self._frame(None, fields)
+
+    def messages(self, publications: list[Publication]) -> list[dict[str, object]]:
+        """See `Adapter`."""
+        return [{"offset": each.offset, "data": _transcoded(each.data)} for each in publications]
 
     def lost(self, topic: str, position: Position) -> bytes:
         """See `Adapter`."""

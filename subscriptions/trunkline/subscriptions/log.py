@@ -1,0 +1,138 @@
+"""The shell between topics and their log in JetStream: opens topics, appends what waits, keeps the streams in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import msgspec
+from prometheus_client import Counter, Histogram
+
+from trunkline.shared.errors import TrunklineError
+from trunkline.shared.logs import get_logger
+from trunkline.shared.streams import Stream, Streams
+from trunkline.shared.subjects import Subjects
+from trunkline.shared.tasks import Tasks, backoff_s
+from trunkline.subscriptions.namespace import Namespace
+from trunkline.subscriptions.topic import Entry, Loaded, Topic
+
+__all__ = ["TopicLog"]
+
+OPENING_AT_ONCE: Final = 64
+SPARE_ENTRIES: Final = 16
+"""Opening entries take places in the log, too."""
+
+log_appends = Counter("trunkline_log_appends_total", "Entries appended to the logs of topics.", ["outcome"])
+log_append_seconds = Histogram(
+    "trunkline_log_append_seconds",
+    "Seconds that an append took.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
+)
+log_reads = Counter("trunkline_log_reads_total", "Times a topic's entries were read from its log.")
+topic_openings = Counter("trunkline_topic_openings_total", "Topics opened, by outcome.", ["outcome"])
+
+_decode_entry = msgspec.msgpack.Decoder(Entry).decode
+_written = log_appends.labels("written")
+_failed = log_appends.labels("failed")
+
+log = get_logger(__name__)
+
+
+class TopicLog:
+    """Moves topics forward. `progressed` is called after each step that somebody may wait for.
+
+    One append per topic is in flight; a bounded number of topics is opened at a time, in order of demand.
+    """
+
+    def __init__(
+        self,
+        streams: Streams,
+        subjects: Subjects,
+        tasks: Tasks,
+        progressed: Callable[[Topic], None],
+        *,
+        entry_bytes: int,
+    ) -> None:
+        self._streams = streams
+        self._subjects = subjects
+        self._tasks = tasks
+        self._progressed = progressed
+        self._entry_bytes = entry_bytes
+        self._openings = asyncio.Semaphore(OPENING_AT_ONCE)
+        self._ensured: set[str] = set()
+        self._loop = asyncio.get_running_loop()
+
+    def advance(self, topic: Topic) -> None:
+        """Does what a topic with history needs next: opens it, or appends what waits. Harmless when there is nothing."""
+        if not topic.open:
+            if not topic.opening:
+                topic.opening = True
+                self._tasks.start(self._open(topic), "open a topic")
+            return
+        entry = topic.next_entry(self._entry_bytes)
+        if entry is not None:
+            subject = self._subjects.log(topic.namespace.log_class, topic.name)
+            future = self._streams.append(subject, entry, expected_last=topic.sequence)
+            future.add_done_callback(partial(self._appended, topic, self._loop.time()))
+
+    def _appended(self, topic: Topic, started_at: float, future: asyncio.Future[int]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            _written.inc()
+            log_append_seconds.observe(self._loop.time() - started_at)
+            topic.appended(future.result())
+        elif isinstance(error, TrunklineError):
+            _failed.inc()
+            log.warning("an append failed, the topic is opened again", topic=topic.name, error=str(error))
+            topic.doubted()
+        else:
+            raise error
+        self._progressed(topic)
+        self.advance(topic)
+
+    async def _open(self, topic: Topic) -> None:
+        """Reads a topic's last entries and appends its opening entry, again and again until that works."""
+        stream, _ = self._subjects.log_stream(topic.namespace.log_class)
+        subject = self._subjects.log(topic.namespace.log_class, topic.name)
+        attempt = 0
+        async with self._openings:
+            while True:
+                try:
+                    await self.ensure(topic.namespace)
+                    log_reads.inc()
+                    messages = await self._streams.read(stream, subject, topic.namespace.history + SPARE_ENTRIES)
+                    entries = [_decode_entry(message.data) for message in messages]
+                    opening = topic.loaded(Loaded(entries, messages[-1].sequence if messages else 0))
+                    topic.opened(await self._streams.append(subject, opening, expected_last=topic.sequence))
+                except TrunklineError as error:
+                    topic_openings.labels("again").inc()
+                    log.warning("a topic could not be opened yet", topic=topic.name, error=str(error), attempt=attempt)
+                else:
+                    break
+                await asyncio.sleep(backoff_s(attempt, base_s=0.02, most_s=1.0))
+                attempt += 1
+        topic.opening = False
+        topic_openings.labels("open").inc()
+        self._progressed(topic)
+        self.advance(topic)
+
+    async def ensure(self, namespace: Namespace) -> None:
+        """Creates the stream of a namespace if it does not exist, and mends it if it differs."""
+        if namespace.log_class in self._ensured:
+            return
+        stream, subjects = self._subjects.log_stream(namespace.log_class)
+        await self._streams.ensure_stream(
+            Stream(
+                name=stream,
+                subjects=[subjects],
+                max_messages_per_subject=namespace.history + SPARE_ENTRIES,
+                max_age_s=namespace.ttl_s,
+                replicas=namespace.replicas,
+                direct=True,
+            )
+        )
+        self._ensured.add(namespace.log_class)

@@ -1,0 +1,74 @@
+"""What a family of topics remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trunkline.shared.manifest import Manifest
+from trunkline.shared.topics import RESERVED
+
+__all__ = ["EPHEMERAL", "Namespace", "Namespaces"]
+
+
+class Namespace:
+    """`history` publications are kept for `ttl_s` seconds; 0 keeps none. `log_class` names the stream that keeps them.
+
+    Namespaces with the same settings share a stream: streams are few and wide, never one per topic.
+    """
+
+    __slots__ = ("history", "replicas", "ttl_s")
+
+    def __init__(self, history: int, ttl_s: float, replicas: int = 1) -> None:
+        self.history = history
+        self.ttl_s = ttl_s
+        self.replicas = replicas
+
+    @property
+    def log_class(self) -> str:
+        """A token for subjects and stream names."""
+        return f"h{self.history}_t{self.ttl_s:g}_r{self.replicas}".replace(".", "p")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Namespace) and self.log_class == other.log_class
+
+    def __hash__(self) -> int:
+        return hash(self.log_class)
+
+
+EPHEMERAL = Namespace(0, 0.0)
+
+
+class Namespaces:
+    """Finds the namespace of a topic: that of the first pattern, of any channel, that covers it and asks for history.
+
+    Two patterns that cover one topic with different settings are a mistake; the channel that comes first by name wins, so
+    that all owners decide alike.
+    """
+
+    def __init__(self, default_ttl_s: float, replicas: int) -> None:
+        self._default_ttl_s = default_ttl_s
+        self._replicas = replicas
+        self._manifests: list[Manifest] = []
+
+    def replace(self, manifests: Iterable[Manifest]) -> None:
+        """Takes the manifests as they are now. Topics that exist keep what they have."""
+        self._manifests = sorted(manifests, key=lambda manifest: manifest.channel)
+
+    def of(self, topic: str) -> Namespace:
+        """Returns a topic's namespace."""
+        if topic.startswith(RESERVED):
+            return EPHEMERAL
+        for manifest in self._manifests:
+            entry = manifest.topic_of(topic)
+            if entry is not None and entry.history:
+                return Namespace(entry.history, entry.ttl_s or self._default_ttl_s, self._replicas)
+        return EPHEMERAL
+
+    def logged(self) -> set[Namespace]:
+        """Returns every namespace that keeps something."""
+        return {
+            Namespace(entry.history, entry.ttl_s or self._default_ttl_s, self._replicas)
+            for manifest in self._manifests
+            for entry in manifest.topics
+            if entry.history
+        }
