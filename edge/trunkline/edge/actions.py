@@ -15,13 +15,13 @@ from trunkline.edge.subscribing import Subscribing
 from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
+from trunkline.shared.publishing import publish
 from trunkline.shared.rpc import Caller
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.topics import partition_of
 
 __all__ = ["OwnActions"]
 
-decode_position: Final = msgspec.msgpack.Decoder(Position).decode
 
 decode_recovered: Final = msgspec.msgpack.Decoder(wire.Recovered).decode
 HISTORY_LIMIT: Final = 1000
@@ -87,9 +87,7 @@ class OwnActions:
         if key is not None and not (isinstance(key, str) and 0 < len(key) <= KEY_CHARACTERS):
             raise TrunklineError(ErrorCode.BAD_REQUEST, f"`key` is a string of at most {KEY_CHARACTERS} characters")
         await self._subscribing.allow(connection, topic, "publish")
-        body = wire.encode(wire.Publish(topic, data, key))
-        answer = await self._caller.request(self._subjects.partition(partition_of(topic)), body, self._timeout_s)
-        position = decode_position(answer)
+        position = await publish(self._caller, self._subjects, topic, data, key=key, timeout_s=self._timeout_s)
         reply: Fields = {"topic": topic, "offset": position.offset, "epoch": position.epoch}
         connection.write(connection.adapter.reply_fields(incoming, reply))
 

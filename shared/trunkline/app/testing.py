@@ -54,7 +54,7 @@ class _Recorder:
     async def send(self, connection_id: str, payload: bytes) -> None:
         self.connections[connection_id].sent.append(msgspec.json.decode(payload))
 
-    async def publish(self, topic: str, data: bytes) -> Position:
+    async def publish(self, topic: str, data: bytes, key: str | None) -> Position:
         self.offsets[topic] += 1
         position = Position(self.offsets[topic], EPOCH)
         self.published.append(Published(topic, msgspec.json.decode(data), position))

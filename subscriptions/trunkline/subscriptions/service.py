@@ -73,7 +73,7 @@ class SubscriptionService:
             self._lost,
         )
         self._owner: Owner | None = None
-        self._streams = Streams(self._bus, self._subjects.inbox(ROLE, self.instance), ROLE)
+        self._streams = Streams(self._bus)
         self._namespaces = Namespaces(settings.ttl_s, settings.replicas)
         self._log_tasks: Tasks | None = None
         self._subscriptions: list[Subscription] = []

@@ -35,7 +35,7 @@ __all__ = ["Entry", "Loaded", "Settle", "Topic"]
 WAITING_BYTES: Final = 4 * 1024 * 1024
 TAIL_BYTES: Final = 1024 * 1024
 OVERHEAD_BYTES: Final = 64
-IDEMPOTENCY_KEYS: Final = 1000
+IDEMPOTENCY_KEYS: Final = 65_536
 
 Settle = Callable[[Position | TrunklineError], None]
 """Tells a publisher what became of its publication. Called exactly once."""
@@ -259,8 +259,7 @@ class Topic:
         for waiting in group:
             self.offset += 1
             publication = Publication(self.offset, waiting.data)
-            if self.namespace is not EPHEMERAL:
-                self._remember(publication, waiting.key)
+            self._remember(publication, waiting.key)
             if self.edges:
                 self.pending.append(publication)
             self._settle(waiting, Position(self.offset, self.epoch))
@@ -274,14 +273,16 @@ class Topic:
             settle(outcome)
 
     def _remember(self, publication: Publication, key: str | None) -> None:
-        self.tail.append(publication)
-        self._tail_bytes += len(publication.data) + OVERHEAD_BYTES
-        while len(self.tail) > self.namespace.history or (self._tail_bytes > TAIL_BYTES and len(self.tail) > 1):
-            self._tail_bytes -= len(self.tail.popleft().data) + OVERHEAD_BYTES
         if key is not None:
             self._keys[key] = publication.offset
             if len(self._keys) > IDEMPOTENCY_KEYS:
                 del self._keys[next(iter(self._keys))]
+        if self.namespace is EPHEMERAL:
+            return
+        self.tail.append(publication)
+        self._tail_bytes += len(publication.data) + OVERHEAD_BYTES
+        while len(self.tail) > self.namespace.history or (self._tail_bytes > TAIL_BYTES and len(self.tail) > 1):
+            self._tail_bytes -= len(self.tail.popleft().data) + OVERHEAD_BYTES
 
     # ------------------------------------------------------------------ reading
 

@@ -1,0 +1,52 @@
+"""Publishing into a topic from one of our processes: asked again until the owner answers, and never twice in effect."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Final
+
+import msgspec
+
+from trunkline.shared import wire
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.positions import Position
+from trunkline.shared.rpc import Caller
+from trunkline.shared.subjects import Subjects
+from trunkline.shared.tasks import backoff_s
+from trunkline.shared.topics import partition_of
+
+__all__ = ["PUBLISH_S", "publish"]
+
+PUBLISH_S: Final = 8.0
+ATTEMPT_S: Final = 1.5
+RETRIED: Final = frozenset({ErrorCode.NO_WORKER.code, ErrorCode.TIMEOUT.code, ErrorCode.UNAVAILABLE.code})
+
+_decode_position = msgspec.msgpack.Decoder(Position).decode
+
+
+async def publish(
+    caller: Caller, subjects: Subjects, topic: str, data: bytes, *, key: str | None = None, timeout_s: float = PUBLISH_S
+) -> Position:
+    """Publishes JSON, and returns its position when nothing can lose it.
+
+    While the topic has no owner, or its owner does not answer, this asks again for `timeout_s` seconds. All attempts carry
+    one idempotency key (`key`, or a random one), so an attempt that was served unseen is not served again.
+
+    Raises `TrunklineError`: what the owner says, or the last `NO_WORKER`, `TIMEOUT` or `UNAVAILABLE`: after the last two it is
+    unknown whether the publication exists.
+    """
+    subject = subjects.partition(partition_of(topic))
+    body = wire.encode(wire.Publish(topic, data, key or secrets.token_urlsafe(9)))
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    attempt = 0
+    while True:
+        try:
+            return _decode_position(await caller.request(subject, body, min(ATTEMPT_S, timeout_s)))
+        except TrunklineError as error:
+            pause_s = backoff_s(attempt, base_s=0.02, most_s=0.5)
+            if error.code not in RETRIED or loop.time() + pause_s > deadline:
+                raise
+        await asyncio.sleep(pause_s)
+        attempt += 1
