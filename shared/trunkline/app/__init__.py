@@ -3,6 +3,7 @@
 from trunkline.app.channel import Channel
 from trunkline.app.context import Connection, Context
 from trunkline.app.errors import ChannelError, Reject
+from trunkline.app.routes import Next
 from trunkline.app.types import Disconnect, Kind, Operation
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
@@ -16,6 +17,7 @@ __all__ = [
     "Disconnect",
     "ErrorCode",
     "Kind",
+    "Next",
     "Operation",
     "Position",
     "Reject",

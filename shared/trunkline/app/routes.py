@@ -79,7 +79,7 @@ class Route:
             context.arguments = self._arguments(context, call)
         except ValidationError as error:
             raise _invalid(error) from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TrunklineError(ErrorCode.BAD_REQUEST, f"the payload cannot be decoded: {error}") from None
         result = await self._chain(context)
         payload = self._result(context, call.encoding, result)

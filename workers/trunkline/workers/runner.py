@@ -7,6 +7,7 @@ them handles a whole batch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import deque
 from typing import Final
@@ -170,28 +171,25 @@ class Runner:
             self._idle.pop().set_result(None)
 
     async def _run_slot(self, environment: Environment) -> None:
-        handled = 0
         task = asyncio.current_task()
+        handled = 0
         while True:
+            while not self._backlog:
+                await self._sleep()
+            waiting = self._backlog.popleft()
+            self._backlog_bytes -= len(memoryview(waiting.body))
+            self._wake()
+            self._busy += 1
             try:
-                while not self._backlog:
-                    await self._sleep()
-                waiting = self._backlog.popleft()
-                self._backlog_bytes -= len(memoryview(waiting.body))
-                self._wake()
-                self._busy += 1
-                try:
-                    await self._handle(waiting, environment)
-                finally:
-                    self._busy -= 1
+                await self._handle(waiting, environment)
+            finally:
+                self._busy -= 1
                 self._note_finished()
-                handled += 1
-                if handled % FAIR_CALLS == 0 or (task is not None and task.cancelling()):
-                    await asyncio.sleep(0)  # also takes the cancellation that a handler left behind
-            except asyncio.CancelledError:
-                if self._cutting_off:
-                    raise
-                _undo_cancellation()
+            if task is not None and task.cancelling() and not self._cutting_off:
+                await _take_cancellation(task)
+            handled += 1
+            if handled % FAIR_CALLS == 0:
+                await asyncio.sleep(0)
 
     async def _sleep(self) -> None:
         waiter: asyncio.Future[None] = self._loop.create_future()
@@ -248,9 +246,11 @@ class Runner:
         waiting.endpoint.observe(self._loop.time() - waiting.arrived_at)
 
 
-def _undo_cancellation() -> None:
-    task = asyncio.current_task()
-    while task is not None and task.cancelling():
+async def _take_cancellation(task: asyncio.Task[None]) -> None:
+    """A handler cancelled the task that it ran in, which outlives it: the next handler must not be hit."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    while task.cancelling():
         task.uncancel()
 
 
@@ -264,8 +264,6 @@ def _stopping() -> TrunklineError:
 
 def _unexpected(error: BaseException, call: wire.Call) -> TrunklineError:
     """The client gets a number to quote, the log gets the rest: an exception's text may hold anything."""
-    if isinstance(error, asyncio.CancelledError):
-        _undo_cancellation()
     error_id = secrets.token_hex(6)
     log.error(
         "a handler failed",
