@@ -32,7 +32,7 @@ async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
 
 @pytest.fixture
 async def streams(bus: Bus) -> AsyncIterator[Streams]:
-    streams = Streams(bus, "_INBOX_test.one", "test")
+    streams = Streams(bus)
     await streams.start()
     await streams.ensure_stream(LOG)
     yield streams
@@ -122,7 +122,7 @@ async def test_a_full_stream_says_so(streams: Streams) -> None:
 
 
 async def test_no_answer_ends_at_the_deadline(nats: NatsServer, bus: Bus) -> None:
-    streams = Streams(bus, "_INBOX_test.one", "test", timeout_s=0.2)
+    streams = Streams(bus, timeout_s=0.2)
     await streams.start()
     await streams.ensure_stream(LOG)
     nats.pause()

@@ -106,11 +106,17 @@ class Subscription:
 
         Raises `TrunklineError(UNAVAILABLE)` when the server does not confirm it within 10 s. Does nothing the second time.
         """
-        with (
-            _or_unavailable(),
-            contextlib.suppress(nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError),
-        ):
-            await self._inner.drain()  # type: ignore[no-untyped-call]
+        inner = self._inner
+        with _or_unavailable():
+            try:
+                await inner.drain()  # type: ignore[no-untyped-call]
+            except (nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError):
+                return
+            except (nats.errors.Error, TimeoutError):
+                # Or it would come back with the next connection.
+                inner._stop_processing()
+                inner._conn._remove_sub(inner._id)
+                raise
 
 
 class Bus:
@@ -131,10 +137,11 @@ class Bus:
         *,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
+        self.role = role
+        self.fail = fail
         self._settings = settings
-        self._role = role
         self._instance = instance
-        self._fail = fail
+        self._last_inbox = 0
         self._connect_timeout_s = connect_timeout_s
         self._tasks = Tasks("bus", fail)
         self._client = Client()
@@ -196,12 +203,12 @@ class Bus:
         settings = self._settings
         await self._client.connect(
             servers=settings.nats_servers,
-            name=f"trunkline-{self._role}-{self._instance}",
+            name=f"trunkline-{self.role}-{self._instance}",
             user=settings.nats_user,
             password=settings.nats_password.get_secret_value() if settings.nats_password else None,
             token=settings.nats_token.get_secret_value() if settings.nats_token else None,
             user_credentials=str(settings.nats_credentials) if settings.nats_credentials else None,
-            inbox_prefix=f"_INBOX_{self._role}",
+            inbox_prefix=f"_INBOX_{self.role}",
             connect_timeout=2,
             reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds works
             max_reconnect_attempts=-1,
@@ -297,7 +304,7 @@ class Bus:
                 except (nats.errors.Error, OSError, RuntimeError) as error:
                     # The connection broke after the message was taken (which uvloop says with a RuntimeError):
                     # at most once, and counted.
-                    drops.labels(self._role, f"bus: {type(error).__name__}").inc()
+                    drops.labels(self.role, f"bus: {type(error).__name__}").inc()
                 turn -= 1
                 if not turn:
                     turn = TURN_MESSAGES
@@ -326,7 +333,7 @@ class Bus:
             try:
                 callback(Message(message.subject, message.data, message.reply, message.headers))
             except Exception:
-                callback_failures.labels(self._role).inc()
+                callback_failures.labels(self.role).inc()
                 log.exception("a bus callback failed", subject=message.subject)
 
         with _or_unavailable():
@@ -334,6 +341,11 @@ class Bus:
                 subject, queue, cb=deliver, pending_msgs_limit=65_536, pending_bytes_limit=64 * 1024 * 1024
             )
         return Subscription(inner)
+
+    def new_inbox(self) -> str:
+        """Returns a subject for replies that nobody else has, within what the role's NATS permissions name."""
+        self._last_inbox += 1
+        return f"_INBOX_{self.role}.{self._instance}.{self._last_inbox}"
 
     # ------------------------------------------------------------------ JetStream
 
@@ -377,11 +389,11 @@ class Bus:
 
     def _on_echo(self, message: Message) -> None:
         self._echoed_at = time.monotonic()
-        round_trip.labels(self._role).set(self._echoed_at - float(message.data))
+        round_trip.labels(self.role).set(self._echoed_at - float(message.data))
 
     async def _on_error(self, error: Exception) -> None:
         if isinstance(error, nats.errors.SlowConsumerError):
-            drops.labels(self._role, "bus: incoming over the limit").inc()
+            drops.labels(self.role, "bus: incoming over the limit").inc()
             return
         if not self._client.is_connected:
             self._abort()  # the try that just failed: nats-py drops it without closing it
@@ -400,7 +412,7 @@ class Bus:
     async def _on_reconnected(self) -> None:
         self._connected = True
         self._last_warning = ""
-        reconnects.labels(self._role).inc()
+        reconnects.labels(self.role).inc()
         log.info("the NATS connection is back")
         self._client_publish_echo()
         self._tell(self.on_reconnect)
@@ -411,13 +423,13 @@ class Bus:
                 callback()
             except Exception:
                 # Raised further, it would end nats-py's reconnecting, silently.
-                callback_failures.labels(self._role).inc()
+                callback_failures.labels(self.role).inc()
                 log.exception("a callback of the connection failed")
 
     async def _on_closed(self) -> None:
         self._connected = False
         if not self._stopping and self._echoed_at:
-            self._fail(ConnectionError("NATS closed the connection for good"))
+            self.fail(ConnectionError("NATS closed the connection for good"))
 
 
 def _size_bytes(headers: Mapping[str, str]) -> int:

@@ -152,21 +152,21 @@ class _Waiting:
 
 
 class Streams:
-    """Talks to JetStream over a bus. `inbox` is this process's (`Subjects.inbox`).
+    """Talks to JetStream over a bus.
 
     Every call has a deadline of 5 s and raises `TrunklineError`: `UNAVAILABLE` when the broker or the stream is away or does
     not answer. Then it is unknown whether the call has had its effect.
     """
 
-    def __init__(self, bus: Bus, inbox: str, role: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, bus: Bus, *, timeout_s: float = TIMEOUT_S) -> None:
         self._bus = bus
-        self._inbox = f"{inbox}.js"
+        self._inbox = bus.new_inbox()
         self._timeout_s = timeout_s
         self._last_id = 0
         self._waiting: dict[str, _Waiting] = {}  # in order of the deadlines, since all wait equally long
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._late = drops.labels(role, "streams: answer after its deadline")
+        self._late = drops.labels(bus.role, "streams: answer after its deadline")
         bus.on_disconnect.append(self._fail_all)
 
     async def start(self) -> None:
