@@ -55,6 +55,17 @@ async def test_closing_is_recorded_and_checked() -> None:
         await ctx.close(1000, "ü" * 62)
 
 
+async def test_a_key_publishes_once() -> None:
+    ctx = RecordingContext()
+    positions = [
+        await ctx.publish("room.1", 1, key="a"),
+        await ctx.publish("room.1", 2),
+        await ctx.publish("room.1", 1, key="a"),
+    ]
+    assert [position.offset for position in positions] == [1, 2, 1]
+    assert [published.value for published in ctx.published] == [1, 2]
+
+
 async def test_topics_are_checked() -> None:
     with pytest.raises(TrunklineError, match="bad_request"):
         await RecordingContext().publish("room *", 1)

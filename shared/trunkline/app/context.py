@@ -210,9 +210,9 @@ class Context(Generic[S]):
     async def publish(self, topic: str, value: object, *, key: str | None = None) -> Position:
         """Publishes a message, anything pydantic can turn into JSON, into a topic.
 
-        Returns its position when nothing can lose it: in a namespace with history, when the log has it. While the topic has no
-        owner this asks again, for 8 s or until the call's deadline. Publishing twice with one `key` (of the last 65,536 of
-        the topic) publishes once, and returns the first position again. Raises `TrunklineError`: "overloaded", or
+        Returns its position when nothing can lose it: in a namespace with history, when the log has it. While the topic has
+        no owner this asks again, for 8 s or until the call's deadline. Publishing twice with one `key` (of the last 65,536
+        of the topic) publishes once, and returns the first position again. Raises `TrunklineError`: "overloaded", or
         "no_worker", "unavailable" or "timeout"; after the last two it may or may not have been published.
         """
         return await self.environment.effects.publish(check_topic(topic), _encode(value), key)

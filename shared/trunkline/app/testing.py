@@ -50,13 +50,18 @@ class _Recorder:
         self.connections: defaultdict[str, Records] = defaultdict(Records)
         self.published: list[Published] = []
         self.offsets: defaultdict[str, int] = defaultdict(int)
+        self.keys: dict[tuple[str, str], Position] = {}
 
     async def send(self, connection_id: str, payload: bytes) -> None:
         self.connections[connection_id].sent.append(msgspec.json.decode(payload))
 
     async def publish(self, topic: str, data: bytes, key: str | None) -> Position:
+        if key is not None and (topic, key) in self.keys:
+            return self.keys[topic, key]
         self.offsets[topic] += 1
         position = Position(self.offsets[topic], EPOCH)
+        if key is not None:
+            self.keys[topic, key] = position
         self.published.append(Published(topic, msgspec.json.decode(data), position))
         return position
 
