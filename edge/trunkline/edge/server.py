@@ -196,7 +196,7 @@ class Server:
             autoping=False,
             protocols=offered,
             compress=False,
-            max_msg_size=settings.message_bytes,
+            max_msg_size=settings.message_bytes + 1,  # aiohttp's limit is what is refused
             decode_text=False,
         )
         ready = response.can_prepare(request)
