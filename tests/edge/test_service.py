@@ -477,21 +477,46 @@ async def test_subscribers_come_and_go_while_a_topic_is_hot(trunkline: Cluster) 
         assert [message["data"] for message in heard] == list(range(count))
 
 
-async def test_a_dropped_batch_is_told(trunkline: Cluster) -> None:
+class Dropping:
+    """Takes the batches for an edge's hub out of the way while it is used as a context manager."""
+
+    def __init__(self, trunkline: Cluster) -> None:
+        self.edge = trunkline.edge
+        self.batches: list[Any] = []
+
+    def __enter__(self) -> Dropping:
+        self._receivers: dict[str, Any] = dict(self.edge._receivers)
+        hub = self.edge._hub
+        fan = next(subject for subject, receive in self._receivers.items() if receive == hub.receive)
+        self.edge._receivers = self._receivers | {fan: self.batches.append}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.edge._receivers = self._receivers
+
+
+async def test_a_dropped_batch_is_told_at_the_next_one(trunkline: Cluster) -> None:
     async with trunkline.connect() as client:
         epoch = (await subscribed(client))["epoch"]
-        hub = trunkline.edge._hub
-        receivers: dict[str, Any] = dict(trunkline.edge._receivers)
-        trunkline.edge._receivers = receivers
-        fan = next(subject for subject, receive in receivers.items() if receive == hub.receive)
-        dropped: list[Any] = []
-        receivers[fan] = dropped.append
-        await trunkline.publish("room.1", "lost")
-        await eventually(lambda: dropped)
-        receivers[fan] = hub.receive
-        await trunkline.publish("room.1", "found")
+        with Dropping(trunkline) as dropping:
+            await trunkline.publish("room.1", "dropped")
+            await eventually(lambda: dropping.batches)
+        await trunkline.publish("room.1", "shows the gap")
+        lost = await client.receive()
+        assert lost == {"topic": "room.1", "lost": True, "offset": lost["offset"], "epoch": epoch}
+        await trunkline.publish("room.1", "heard")
+        heard = [await client.receive() for _ in range(3 - lost["offset"])]
+        assert [message["offset"] for message in heard] == list(range(lost["offset"] + 1, 4))
+        assert heard[-1]["data"] == "heard"
+
+
+async def test_a_dropped_last_batch_is_told_without_a_next_one(trunkline: Cluster) -> None:
+    async with trunkline.connect() as client:
+        epoch = (await subscribed(client))["epoch"]
+        with Dropping(trunkline) as dropping:
+            await trunkline.publish("room.1", "dropped")
+            await eventually(lambda: dropping.batches)
         assert await client.receive() == {"topic": "room.1", "lost": True, "offset": 1, "epoch": epoch}
-        assert await client.receive() == {"topic": "room.1", "offset": 2, "data": "found"}
 
 
 # ------------------------------------------------------------------------------------------------ what breaks
@@ -551,7 +576,10 @@ async def test_subscribing_waits_for_an_owner(trunkline: Cluster) -> None:
 
 
 async def test_without_an_owner_a_subscribe_ends_with_a_temporary_error(chat: Chat) -> None:
-    async with cluster(chat.channel, edge={"subscribe_timeout_s": 0.3}) as trunkline, trunkline.connect() as client:
+    async with (
+        cluster(chat.channel, edge={"subscribe_timeout_s": 0.3, "call_timeout_s": 0.3}) as trunkline,
+        trunkline.connect() as client,
+    ):
         await trunkline.stop(trunkline.owner)
         assert (await client.ask("$subscribe", topic="room.1"))["error"]["code"] == "unavailable"
         assert (await client.ask("$publish", topic="room.1", data=1))["error"]["code"] == "no_worker"
