@@ -370,6 +370,23 @@ async def test_two_pullers_share_and_one_takes_over(bus: Bus, streams: Streams) 
     await pullers[1].drain()
 
 
+@pytest.mark.parametrize("credit", [10, 500])
+async def test_ten_thousand_are_each_delivered_once_and_quickly(streams: Streams, start: Start, credit: int) -> None:
+    """A server that says "Batch Completed" while the next pull is under way says nothing about the next pull."""
+    got: list[tuple[bytes, int]] = []
+    puller: Puller
+
+    def handle(delivery: Delivery) -> None:
+        got.append((delivery.data, delivery.delivery_count))
+        delivery.ack()
+        puller.release()
+
+    await put(streams, 10_000)
+    puller = await start(handle, credit)
+    await eventually(lambda: len(got) >= 10_000, 10.0)
+    assert got == [(b"%d" % number, 1) for number in range(10_000)]
+
+
 async def test_nothing_of_ten_thousand_is_lost_through_a_kill(
     nats: NatsServer, bus: Bus, streams: Streams, start: Start
 ) -> None:

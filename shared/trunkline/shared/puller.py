@@ -2,7 +2,8 @@
 
 One pull request is under way at a time, for as many messages as slots are free; while it is, further slots become free,
 which the next one asks for together. So the batches grow with the load, and it is always clear to which request a message
-belongs (its subject is the stream's, so the message does not say it).
+belongs (it does not say so: its subject is the stream's). What the server says about a request itself comes to the
+request's own reply subject, and may come when the next one is under way.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _V1_TOKENS: Final = 9
 _V2_TOKENS: Final = 11
 _HEARTBEAT: Final = "100"
 _NORMAL_ENDS: Final = frozenset({"404", "408"})
-_TOO_MANY_BYTES: Final = "Message Size Exceeds MaxBytes"
+_BYTES_EXHAUSTED: Final = frozenset({"Message Size Exceeds MaxBytes", "Batch Completed"})
 
 log = get_logger(__name__)
 
@@ -134,6 +135,8 @@ class Puller:
         self._busy = 0
         self._asked = 0  # of the pull under way: what it has not delivered yet
         self._inbox = ""  # of the present subscription; what comes to an older one is refused
+        self._last_pull = 0
+        self._reply = ""  # of the pull under way
         self._heard = False
         self._reset = asyncio.Event()
         self._idle = asyncio.Event()
@@ -182,7 +185,7 @@ class Puller:
             self._reset.clear()
             self._asked = 0
             self._inbox = self._bus.new_inbox()
-            subscription = await self._bus.subscribe(self._inbox, partial(self._receive, self._inbox))
+            subscription = await self._bus.subscribe(f"{self._inbox}.*", partial(self._receive, self._inbox))
             self._arm_soon()
             try:
                 await self._until_unclear()
@@ -232,8 +235,10 @@ class Puller:
             # A message that fits into none would be asked for in vain, for ever.
             max_bytes=max(MOST_BYTES, 2 * self._bus.max_payload),
         )
+        self._last_pull += 1
+        self._reply = f"{self._inbox}.{self._last_pull}"
         try:
-            self._bus.publish(self._subject, _encode(pull), self._inbox)
+            self._bus.publish(self._subject, _encode(pull), self._reply)
         except TrunklineError:
             self._arm_later()
         else:
@@ -247,7 +252,8 @@ class Puller:
 
     def _receive(self, inbox: str, message: Message) -> None:
         if message.headers is not None and "Status" in message.headers and not message.data:
-            if inbox == self._inbox:
+            self._heard = True
+            if self._asked and message.subject == self._reply:
                 self._on_status(message.headers["Status"], message.headers.get("Description", ""))
             return
         delivery = Delivery(self._bus, message)
@@ -271,12 +277,11 @@ class Puller:
             self.release()
 
     def _on_status(self, status: str, description: str) -> None:
-        self._heard = True
         if status == _HEARTBEAT:
             self._failures = 0
             return
         self._asked = 0
-        if status in _NORMAL_ENDS or description == _TOO_MANY_BYTES:
+        if status in _NORMAL_ENDS or description in _BYTES_EXHAUSTED:
             self._failures = 0
             self._arm_soon()
             return
