@@ -186,6 +186,34 @@ async def test_a_silent_server_with_much_to_read_is_given_up(nats: NatsServer, b
     assert not fail.errors
 
 
+async def test_a_deaf_connection_is_made_anew(bus: Bus, fail: Failures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an exception in its read loop, nats-py reads no more, and calls itself connected."""
+    monkeypatch.setattr("trunkline.shared.bus.DEAF_AFTER_S", 1.0)
+    monkeypatch.setattr("trunkline.shared.bus.ECHO_INTERVAL_S", 0.1)
+    reconnected = asyncio.Event()
+    bus.on_reconnect.append(reconnected.set)
+    got: list[bytes] = []
+    await bus.subscribe("some", lambda message: got.append(message.data))
+
+    async def broken(*_: object) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(bus._client, "_process_msg", broken)
+    bus.publish("some", b"")
+    reading = bus._client._reading_task
+    assert reading is not None
+    await eventually(reading.done)
+    monkeypatch.undo()
+    monkeypatch.setattr("trunkline.shared.bus.DEAF_AFTER_S", 1.0)
+    assert bus._client.is_connected
+    async with asyncio.timeout(4.0):
+        await reconnected.wait()
+    bus.publish("some", b"again")
+    await eventually(lambda: got == [b"again"])
+    await eventually(lambda: bus.ready)
+    assert not fail.errors
+
+
 async def test_a_killed_server_comes_back_on_its_port(nats: NatsServer, bus: Bus, fail: Failures) -> None:
     seen: list[str] = []
 
