@@ -213,6 +213,12 @@ class Streams:
         entry: Entry | None = await self._ask(f"{API}.STREAM.MSG.GET.{stream}", request, None, _entry_of)
         return entry
 
+    async def get(self, stream: str, sequence: int) -> Entry | None:
+        """Returns the message with this sequence, from the stream's leader, if it is still there."""
+        request = _encode({"seq": sequence})
+        entry: Entry | None = await self._ask(f"{API}.STREAM.MSG.GET.{stream}", request, None, _entry_of)
+        return entry
+
     async def read(self, stream: str, subject: str, limit: int) -> list[Entry]:
         """Returns the first messages of a subject, at most `limit`, from any replica of a `direct` stream.
 

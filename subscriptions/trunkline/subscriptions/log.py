@@ -21,6 +21,7 @@ from trunkline.subscriptions.topic import Entry, Loaded, Topic
 __all__ = ["TopicLog"]
 
 OPENING_AT_ONCE: Final = 64
+ENTRIES_AT_OPENING: Final = 4
 SPARE_ENTRIES: Final = 16
 """Opening entries take places in the log, too."""
 
@@ -62,15 +63,25 @@ class TopicLog:
         self._entry_bytes = entry_bytes
         self._openings = asyncio.Semaphore(OPENING_AT_ONCE)
         self._ensured: set[str] = set()
+        self._stopped = False
         self._loop = asyncio.get_running_loop()
+
+    def stop(self) -> None:
+        """Moves nothing any more: what is under way ends unheard."""
+        self._stopped = True
 
     def advance(self, topic: Topic) -> None:
         """Does what a topic with history needs next: opens it, or appends what waits. Harmless when there is nothing."""
+        if self._stopped:
+            return
         if not topic.open:
             if not topic.opening:
                 topic.opening = True
                 self._tasks.start(self._open(topic), "open a topic")
             return
+        if topic.wants_tail and not topic.reading:
+            topic.reading = True
+            self._tasks.start(self._read_tail(topic), "read a topic's log")
         entry = topic.next_entry(self._entry_bytes)
         if entry is not None:
             subject = self._subjects.log(topic.namespace.log_class, topic.name)
@@ -78,9 +89,9 @@ class TopicLog:
             future.add_done_callback(partial(self._appended, topic, self._loop.time()))
 
     def _appended(self, topic: Topic, started_at: float, future: asyncio.Future[int]) -> None:
-        if future.cancelled():
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled() or self._stopped:
             return
-        error = future.exception()
         if error is None:
             _written.inc()
             log_append_seconds.observe(self._loop.time() - started_at)
@@ -103,10 +114,7 @@ class TopicLog:
             while True:
                 try:
                     await self.ensure(topic.namespace)
-                    log_reads.inc()
-                    messages = await self._streams.read(stream, subject, topic.namespace.history + SPARE_ENTRIES)
-                    entries = [_decode_entry(message.data) for message in messages]
-                    opening = topic.loaded(Loaded(entries, messages[-1].sequence if messages else 0))
+                    opening = topic.loaded(await self._load(stream, subject))
                     topic.opened(await self._streams.append(subject, opening, expected_last=topic.sequence))
                 except TrunklineError as error:
                     topic_openings.labels("again").inc()
@@ -117,6 +125,39 @@ class TopicLog:
                 attempt += 1
         topic.opening = False
         topic_openings.labels("open").inc()
+        self._progressed(topic)
+        self.advance(topic)
+
+    async def _load(self, stream: str, subject: str) -> Loaded:
+        """Reads the last entries: enough to know what an earlier owner may not have told its publishers any more."""
+        log_reads.inc()
+        message = await self._streams.last(stream, subject)
+        sequence = 0 if message is None else message.sequence
+        entries: list[Entry] = []
+        while message is not None:
+            entry = _decode_entry(message.data)
+            entries.insert(0, entry)
+            if entry.previous == 0 or len(entries) == ENTRIES_AT_OPENING:
+                return Loaded(entries, sequence, complete=entry.previous == 0)
+            message = await self._streams.get(stream, entry.previous)
+        return Loaded(entries, sequence)
+
+    async def _read_tail(self, topic: Topic) -> None:
+        """Reads all that the log has of a topic, since somebody asks for more than its owner remembers."""
+        stream, _ = self._subjects.log_stream(topic.namespace.log_class)
+        subject = self._subjects.log(topic.namespace.log_class, topic.name)
+        attempt = 0
+        while topic.wants_tail and topic.open:
+            try:
+                log_reads.inc()
+                messages = await self._streams.read(stream, subject, topic.namespace.history + SPARE_ENTRIES)
+            except TrunklineError as error:
+                log.warning("a topic's log could not be read yet", topic=topic.name, error=str(error), attempt=attempt)
+                await asyncio.sleep(backoff_s(attempt, base_s=0.02, most_s=1.0))
+                attempt += 1
+            else:
+                topic.remember([_decode_entry(message.data) for message in messages])
+        topic.reading = False
         self._progressed(topic)
         self.advance(topic)
 

@@ -92,6 +92,9 @@ class Owner:
 
         def recover(topic: Topic) -> None:
             publications = topic.since(position)
+            if publications is None and position.epoch == topic.epoch and topic.may_have(position.offset + 1):
+                self._once_remembered(topic, recover)
+                return
             settle(wire.Recovered(topic.position, publications is not None, publications or []))
 
         self._once_open(self._topic(name), recover)
@@ -103,6 +106,9 @@ class Owner:
             raise TrunklineError(ErrorCode.NOT_AVAILABLE, "the namespace of this topic keeps no history")
 
         def read(topic: Topic) -> None:
+            if not topic.tail_complete:
+                self._once_remembered(topic, read)
+                return
             try:
                 page = topic.page(request.since, request.limit, request.reverse)
             except TrunklineError as error:
@@ -120,12 +126,17 @@ class Owner:
             self._when_open.setdefault(topic.name, []).append(then)
             self._advance(topic)
 
+    def _once_remembered(self, topic: Topic, then: Callable[[Topic], None]) -> None:
+        topic.wants_tail = True
+        self._when_open.setdefault(topic.name, []).append(then)
+        self._advance(topic)
+
     def progressed(self, topic: Topic) -> None:
         """Notes that a topic was opened or has new publications: what waited for that is settled or becomes due."""
         if self.topics.get(topic.name) is not topic:
             return
         self._note_due(topic)
-        if topic.open:
+        if topic.open and not topic.wants_tail:
             for then in self._when_open.pop(topic.name, ()):
                 then(topic)
 
@@ -195,7 +206,7 @@ class Owner:
         for topic in due:
             topic.due = False
             parts = self._encode(topic, limit)
-            for edge_id in topic.edges:
+            for edge_id in topic.edges if parts else ():
                 by_edge.setdefault(edge_id, []).extend(parts)
         for edge_id, parts in by_edge.items():
             group: list[msgspec.Raw] = []
@@ -212,8 +223,14 @@ class Owner:
         parts: list[bytes] = []
         group: list[wire.Publication] = []
         size = 0
-        for publication in topic.take_pending():
-            if group and size + len(publication.data) + 16 > limit - ENVELOPE_BYTES // 2:
+        pending = topic.take_pending()
+        if not pending:  # the topic has another epoch since it became due
+            return parts
+        for publication in pending:
+            if group and (
+                publication.offset != group[-1].offset + 1
+                or size + len(publication.data) + 16 > limit - ENVELOPE_BYTES // 2
+            ):
                 parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, self.term, group)))
                 group, size = [], 0
             group.append(publication)

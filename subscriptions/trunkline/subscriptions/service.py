@@ -75,6 +75,7 @@ class SubscriptionService:
         self._owner: Owner | None = None
         self._streams = Streams(self._bus)
         self._namespaces = Namespaces(settings.ttl_s, settings.replicas)
+        self._log: TopicLog | None = None
         self._log_tasks: Tasks | None = None
         self._subscriptions: list[Subscription] = []
         self._flushed_at = 0.0
@@ -120,7 +121,7 @@ class SubscriptionService:
         await self._read_manifests()
         log_tasks = Tasks("topic log", fail_with(self.failed))
         log = TopicLog(self._streams, self._subjects, log_tasks, self._progressed, entry_bytes=self._bus.max_payload // 2)
-        self._log_tasks = log_tasks
+        self._log, self._log_tasks = log, log_tasks
         self._owner = Owner(term, self._schedule_flush, log.advance, self._namespaces.of, max_payload=self._bus.max_payload)
         for partition in range(PARTITIONS):
             self._subscriptions.append(await self._bus.subscribe(self._subjects.partition(partition), self._on_requests))
@@ -130,6 +131,8 @@ class SubscriptionService:
 
     async def _lost(self) -> None:
         owner, self._owner = self._owner, None
+        if self._log is not None:
+            self._log.stop()
         if owner is not None:
             owner.abandon(
                 TrunklineError(ErrorCode.UNAVAILABLE, "the topic's owner has changed; try again", retry_after_s=0.5)

@@ -56,6 +56,8 @@ class Entry(msgspec.Struct, array_like=True):
     offset: int
     nonce: str
     publications: list[Logged]
+    previous: int = 0
+    """The stream sequence of the topic's entry before this one; 0: there was none."""
 
     @property
     def top(self) -> int:
@@ -64,10 +66,14 @@ class Entry(msgspec.Struct, array_like=True):
 
 
 class Loaded(msgspec.Struct):
-    """What the log knows of a topic: its last entries in order, and the stream sequence of the last one."""
+    """What the log knows of a topic: its last entries in order, and the stream sequence of the last one.
+
+    `complete`: there are no older ones.
+    """
 
     entries: list[Entry]
     sequence: int
+    complete: bool = True
 
 
 class _Waiting:
@@ -101,8 +107,11 @@ class Topic:
         "opening",
         "partition",
         "pending",
+        "reading",
         "tail",
+        "tail_complete",
         "touched_at",
+        "wants_tail",
     )
 
     def __init__(self, name: str, namespace: Namespace, now: float) -> None:
@@ -121,6 +130,12 @@ class Topic:
         """Publications that have a position and have not been sent to the edges."""
         self.tail: deque[Publication] = deque()
         """The last publications, bounded in number and bytes; the last one is at `offset`."""
+        self.tail_complete = True
+        """Whether the log has nothing that `tail` lacks, but for what `tail` has no room for."""
+        self.reading = False
+        """Whether the shell is reading its log."""
+        self.wants_tail = False
+        """Whether somebody waits for older entries to be read."""
         self.touched_at = now
         self._tail_bytes = 0
         self._sequence = 0
@@ -186,6 +201,7 @@ class Topic:
             self.offset + 1,
             secrets.token_urlsafe(9),
             [Logged(waiting.data, waiting.key) for waiting in group],
+            self._sequence,
         )
         self._in_flight = (entry, group)
         return encode(entry)
@@ -214,6 +230,7 @@ class Topic:
         known = epoch == self.epoch
         if not known:
             self._reset(epoch)
+            self.tail_complete = loaded.complete
         for entry in loaded.entries:
             if entry.epoch == epoch:
                 self._take_over(entry, due=known)
@@ -222,7 +239,32 @@ class Topic:
             self._doubt = None
             for index, waiting in enumerate(group):
                 self._settle(waiting, Position(entry.offset + index, entry.epoch))
-        return encode(Entry(VERSION, self.epoch, self.offset + 1, secrets.token_urlsafe(9), []))
+        return encode(Entry(VERSION, self.epoch, self.offset + 1, secrets.token_urlsafe(9), [], self._sequence))
+
+    def remember(self, entries: Sequence[Entry]) -> None:
+        """Takes all entries of the log, so that `tail` reaches as far back as it may."""
+        self.wants_tail = False
+        self.tail_complete = True
+        publications = {each.offset: each for each in self.tail}
+        for entry in entries:
+            if entry.epoch == self.epoch:
+                for index, logged in enumerate(entry.publications):
+                    publications.setdefault(entry.offset + index, Publication(entry.offset + index, logged.data))
+        self.tail.clear()
+        self._tail_bytes = 0
+        offset = self.offset
+        while (publication := publications.get(offset)) is not None and self._has_room(publication):
+            self.tail.appendleft(publication)
+            self._tail_bytes += len(publication.data) + OVERHEAD_BYTES
+            offset -= 1
+
+    def _has_room(self, publication: Publication) -> bool:
+        more_bytes = self._tail_bytes + len(publication.data) + OVERHEAD_BYTES
+        return len(self.tail) < self.namespace.history and (more_bytes <= TAIL_BYTES or not self.tail)
+
+    def may_have(self, offset: int) -> bool:
+        """Whether the log may have the publication at `offset` though `tail` has not: then it is worth reading."""
+        return not self.tail_complete and 0 < offset <= self.offset - len(self.tail)
 
     def opened(self, sequence: int) -> None:
         """Notes that the opening entry is in the log: no other owner can write, and what was in doubt was not written."""
@@ -249,6 +291,7 @@ class Topic:
             if offset != self.offset + 1:
                 self.tail.clear()  # older entries have expired or were not read: the tail begins here
                 self._tail_bytes = 0
+                self.tail_complete = self.tail_complete and self.offset == 0
             self.offset = offset
             self._remember(publication, logged.key)
             if due and self.edges:
@@ -315,7 +358,7 @@ class Topic:
         return pending
 
     def abandon(self, error: TrunklineError) -> None:
-        """Settles all that waits with an error: its outcome is unknown, or it was not published."""
+        """Settles all that waits with an error: its outcome is unknown, or it was not published. The topic's life ends."""
         unsettled = [waiting for group in (self._doubt, self._in_flight) if group is not None for waiting in group[1]]
         self._in_flight = self._doubt = None
         for waiting in [*unsettled, *self._waiting]:
