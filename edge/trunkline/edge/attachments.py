@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 import msgspec
 from prometheus_client import Counter
@@ -35,6 +36,8 @@ RETRIED: Final = frozenset({ErrorCode.NO_WORKER.code, ErrorCode.TIMEOUT.code, Er
 attaches_again = Counter("trunkline_attaches_again_total", "Topics attached again after a change of owner or broker.")
 
 log = get_logger(__name__)
+
+R = TypeVar("R")
 
 _decode_attached = msgspec.msgpack.Decoder(wire.Attached).decode
 _decode_recovered = msgspec.msgpack.Decoder(wire.Recovered).decode
@@ -68,7 +71,7 @@ class Attachments:
             return audience
         audience.attaching = self._loop.create_future()
         try:
-            answer = await self._ask(audience)
+            answer = await self._persist(lambda: self._attach(audience))
         except BaseException as error:
             waiting, audience.attaching = audience.attaching, None
             failure = error if isinstance(error, TrunklineError) else TrunklineError(ErrorCode.UNAVAILABLE, "try again")
@@ -78,15 +81,18 @@ class Attachments:
             raise
         waiting, audience.attaching = audience.attaching, None
         self._hub.tell(audience, audience.sequence.attached(answer.position, answer.term))
+        if audience.sequence.behind:
+            self._attach_again(name)
         waiting.set_result(None)
         return audience
 
-    async def _ask(self, audience: Audience) -> wire.Attached:
+    async def _persist(self, request: Callable[[], Awaitable[R]]) -> R:
+        """Asks again while there is no owner, until the deadline."""
         deadline = self._loop.time() + self._timeout_s
         attempt = 0
         while True:
             try:
-                return await self._request(audience)
+                return await request()
             except TrunklineError as error:
                 pause_s = backoff_s(attempt, base_s=0.05, most_s=1.0)
                 if error.code not in RETRIED:
@@ -98,18 +104,19 @@ class Attachments:
             attempt += 1
             await asyncio.sleep(pause_s)
 
-    async def _request(self, audience: Audience) -> wire.Attached:
+    async def _attach(self, audience: Audience) -> wire.Attached:
         body = wire.encode(wire.Attach(audience.sequence.name, self._edge_id))
         return _decode_attached(
             await self._caller.request(self._subjects.partition(audience.sequence.partition), body, ATTEMPT_S)
         )
 
     async def since(self, name: str, position: Position) -> wire.Recovered:
-        """Asks the owner for everything after a position. Raises `TrunklineError`."""
+        """Asks the owner for everything after a position. Repeats until the deadline. Raises `TrunklineError`."""
+        return await self._persist(lambda: self._since(name, position))
+
+    async def _since(self, name: str, position: Position) -> wire.Recovered:
         body = wire.encode(wire.Since(name, position))
-        return _decode_recovered(
-            await self._caller.request(self._subjects.partition(partition_of(name)), body, self._timeout_s)
-        )
+        return _decode_recovered(await self._caller.request(self._subjects.partition(partition_of(name)), body, ATTEMPT_S))
 
     def drop_if_unused(self, audience: Audience) -> None:
         """Forgets a topic that nobody hears, and tells its owner."""
@@ -136,14 +143,22 @@ class Attachments:
         self._stale.add(name)
         self._wake.set()
 
-    async def _repair(self, audience: Audience) -> None:
-        """Attaches a topic again, and lets its subscribers hear what they missed, or that it is lost."""
+    async def repair(self, audience: Audience) -> None:
+        """Attaches a topic again, and lets its subscribers hear what they missed, or that it is lost.
+
+        Afterwards they are where the owner was when this was called, or further. Raises `TrunklineError`.
+        """
         sequence = audience.sequence
-        answer = await self._request(audience)
-        self._hub.tell(audience, sequence.attached(answer.position, answer.term))
-        while sequence.behind and self._hub.topics.get(sequence.name) is audience:
-            found = await self.since(sequence.name, sequence.position)
-            self._hub.tell(audience, sequence.recovered(found.position, found.publications, complete=found.complete))
+        async with audience.repairing:
+            answer = await self._attach(audience)
+            self._hub.tell(audience, sequence.attached(answer.position, answer.term))
+            attempt = 0
+            while sequence.behind and self._hub.topics.get(sequence.name) is audience:
+                if attempt:  # more was missed meanwhile, or an owner answers that does not know yet that it was replaced
+                    await asyncio.sleep(backoff_s(attempt, base_s=0.001, most_s=0.5))
+                attempt += 1
+                found = await self._since(sequence.name, sequence.position)
+                self._hub.tell(audience, sequence.recovered(found.position, found.publications, complete=found.complete))
 
     async def run_again(self) -> None:
         """Attaches again what is stale, a bounded number at a time, until it succeeds."""
@@ -154,7 +169,7 @@ class Attachments:
             names = list(self._stale)[:AGAIN_AT_ONCE]
             audiences = [self._hub.topics[name] for name in names if name in self._hub.topics]
             self._stale.difference_update(names)
-            results = await asyncio.gather(*(self._repair(audience) for audience in audiences), return_exceptions=True)
+            results = await asyncio.gather(*(self.repair(audience) for audience in audiences), return_exceptions=True)
             failed = 0
             for audience, result in zip(audiences, results, strict=True):
                 name = audience.sequence.name

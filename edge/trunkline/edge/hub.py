@@ -37,7 +37,7 @@ _decode_fan = msgspec.msgpack.Decoder(wire.Fan).decode
 class Audience:
     """A topic on this edge: its sequence, its subscribers by adapter, and what they have not been written yet."""
 
-    __slots__ = ("attaching", "catching_up", "sequence", "subscribers", "told")
+    __slots__ = ("attaching", "catching_up", "repairing", "sequence", "subscribers", "told")
 
     def __init__(self, name: str) -> None:
         self.sequence = EdgeTopic(name)
@@ -45,6 +45,8 @@ class Audience:
         self.told: list[Publication | Lost] = []
         self.attaching: asyncio.Future[None] | None = None
         """The first attach, while it is under way; all who want the topic wait for this one."""
+        self.repairing = asyncio.Lock()
+        """Held by the one repair that is under way: two would tell what the other has told already."""
         self.catching_up: list[list[Publication | Lost]] = []
         """For each connection that is being brought from its own position to this one: what has been told since."""
 

@@ -9,6 +9,7 @@ from trunkline.edge.calls import Calls
 from trunkline.edge.connection import Connection
 from trunkline.edge.hub import Audience, Hub
 from trunkline.edge.manifests import Manifests
+from trunkline.edge.topic import Lost
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.manifest import TopicEntry
 from trunkline.shared.positions import Position
@@ -89,17 +90,26 @@ class Subscribing:
         The owner's answer and the publications that arrive meanwhile overlap; they are merged by offset, and the seam is
         checked.
         """
-        if since == audience.sequence.position and not audience.told:
+        sequence = audience.sequence
+        if since == sequence.position:
             return []
         kept = self._hub.begin_catching_up(audience)
         try:
-            found = await self._attachments.since(audience.sequence.name, since)
-        finally:
+            found = await self._attachments.since(sequence.name, since)
+            if found.complete and (sequence.epoch != since.epoch or sequence.offset < since.offset):
+                # The client comes from an edge that was ahead of this one: it must not hear again what it has.
+                await self._attachments.repair(audience)
+        except BaseException:
             self._hub.end_catching_up(audience, kept)
-        position = audience.sequence.position
-        if not found.complete or position.epoch != since.epoch:
+            self._attachments.drop_if_unused(audience)
+            raise
+        self._hub.end_catching_up(audience, kept)
+        position = sequence.position
+        if not found.complete or position.epoch != since.epoch or position.offset < since.offset:
             return None
-        merged = {each.offset: each for each in [*found.publications, *kept] if isinstance(each, Publication)}
+        merged = {each.offset: each for each in found.publications}
+        for each in _after_last_loss(kept):
+            merged[each.offset] = each
         offsets = range(since.offset + 1, position.offset + 1)
         if any(offset not in merged for offset in offsets):
             return None
@@ -118,3 +128,14 @@ class Subscribing:
         partitions = {name: self._hub.topics[name].sequence.partition for name in connection.topics}
         for name in self._hub.remove(connection):
             self._attachments.detach(name, partitions[name])
+
+
+def _after_last_loss(told: list[Publication | Lost]) -> list[Publication]:
+    """What was told before a loss may be of another epoch, with the same offsets."""
+    found: list[Publication] = []
+    for each in told:
+        if isinstance(each, Lost):
+            found.clear()
+        else:
+            found.append(each)
+    return found

@@ -89,11 +89,27 @@ class EdgeTopic:
                 if publication.offset == self.offset + 1:
                     self.offset += 1
                     told.append(publication)
-        elif position.epoch != self.epoch or position.offset > self.offset:
-            self.epoch, self.offset = position.epoch, position.offset
-            told.append(Lost(position))
+        else:
+            start = self._before_kept(position)
+            if start.epoch != self.epoch or start.offset > self.offset:
+                self.epoch, self.offset = start.epoch, start.offset
+                told.append(Lost(start))
         told.extend(self._receive_kept())
+        self.compare(position, self.term)
         return told
+
+    def _before_kept(self, position: Position) -> Position:
+        """The position that the subscribers can go on from: what is kept, up to `position`, is not lost for them."""
+        for batch in self._kept:
+            publications = batch.publications
+            if (
+                batch.term >= self.term
+                and batch.epoch == position.epoch
+                and publications[0].offset <= position.offset
+                and (batch.epoch != self.epoch or publications[-1].offset > self.offset)
+            ):
+                return Position(publications[0].offset - 1, batch.epoch)
+        return position
 
     def _receive_kept(self) -> list[Publication | Lost]:
         kept, self._kept = self._kept, []
@@ -105,19 +121,19 @@ class EdgeTopic:
         if batch.term < self.term:
             return ()
         if self.is_attached and not self.behind:
+            if batch.epoch != self.epoch:
+                # Either this or what the subscribers have is old, and the owner knows. Kept, it could ask again without end.
+                self.behind = True
+                return ()
             publications = batch.publications
-            first = publications[0].offset
-            if batch.epoch == self.epoch:
-                if first == self.offset + 1 and publications[-1].offset - first == len(publications) - 1:
-                    self.term = batch.term
-                    self.offset = publications[-1].offset
-                    return publications
-                if first <= self.offset:
-                    self.term = batch.term
-                    fresh = [each for each in publications if each.offset > self.offset]
-                    if fresh:
-                        self.offset = fresh[-1].offset
-                    return fresh
+            if publications[0].offset <= self.offset:
+                publications = [each for each in publications if each.offset > self.offset]
+            if not publications or (
+                publications[0].offset == self.offset + 1 and publications[-1].offset == self.offset + len(publications)
+            ):
+                self.term = batch.term
+                self.offset += len(publications)
+                return publications
             self.behind = True
         if self._kept_publications < KEPT_PUBLICATIONS:
             self._kept.append(batch)

@@ -228,8 +228,7 @@ class Owner:
             return parts
         for publication in pending:
             if group and (
-                publication.offset != group[-1].offset + 1
-                or size + len(publication.data) + 16 > limit - ENVELOPE_BYTES // 2
+                publication.offset != group[-1].offset + 1 or size + len(publication.data) + 16 > limit - ENVELOPE_BYTES // 2
             ):
                 parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, self.term, group)))
                 group, size = [], 0
