@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from trunkline.shared.buckets import Bucket
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.logs import get_logger
@@ -58,16 +59,12 @@ class Lease:
         while True:
             try:
                 if self._revision is None:
-                    revision = await bucket.create(KEY, self._instance)
-                    if revision is not None:
-                        self._revision, self._renewed_at = revision, loop.time()
-                        log.info("owns the partitions", term=revision)
-                        await self._gained(revision)
+                    await self._claim(bucket)
                     self.settled.set()
                 else:
-                    revision = await bucket.update(KEY, self._instance, self._revision)
+                    revision = await self._renew(bucket, self._revision)
                     if revision is None:
-                        await self._give_up("another instance has it")
+                        await self._give_up("another instance has had it")
                         continue
                     self._revision, self._renewed_at = revision, loop.time()
                 failures = 0
@@ -77,6 +74,36 @@ class Lease:
                 if self._revision is not None and loop.time() - self._renewed_at > self._ttl_s:
                     await self._give_up("not renewed in time")
             await asyncio.sleep(self._ttl_s / 6 + (backoff_s(failures, most_s=1.0) if failures else 0.0))
+
+    async def _claim(self, bucket: Bucket) -> None:
+        revision = await bucket.create(KEY, self._instance)
+        if revision is None:
+            return
+        self._revision, self._renewed_at = revision, asyncio.get_running_loop().time()
+        log.info("owns the partitions", term=revision)
+        try:
+            await self._gained(revision)
+        except TrunklineError:
+            await self._give_up("they could not be taken up")
+            await bucket.delete(KEY, revision)
+            raise
+
+    async def _renew(self, bucket: Bucket, revision: int) -> int | None:
+        """Returns the new revision, or None if another instance may have owned the partitions since the last one."""
+        renewed = await bucket.update(KEY, self._instance, revision)
+        if renewed is not None:
+            return renewed
+        found = await bucket.get(KEY)
+        if found is not None:
+            # A renewal whose answer was lost was written nevertheless.
+            value, written = found
+            return written if value == self._instance else None
+        # It expired while this process or the broker was slow. Claims and releases of others would count as revisions.
+        claimed = await bucket.create(KEY, self._instance)
+        if claimed is None or claimed == revision + 1:
+            return claimed
+        await bucket.delete(KEY, claimed)
+        return None
 
     async def _give_up(self, reason: str) -> None:
         log.error("lost the partitions", reason=reason)
