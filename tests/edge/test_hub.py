@@ -77,7 +77,7 @@ def batch(
 @pytest.fixture
 async def hub() -> Hub:
     hub = Hub(0.0)
-    hub.entry(NAME).sequence.attached(Position(4, "e"), 1)
+    hub.audience(NAME).sequence.attached(Position(4, "e"), 1)
     return hub
 
 
@@ -89,7 +89,7 @@ async def flushed() -> None:
 async def test_a_batch_is_one_write_to_each_connection(hub: Hub) -> None:
     clients = [client(hub, str(number)) for number in range(3)]
     for connection, _ in clients:
-        assert hub.subscribe(connection, hub.entry(NAME)) == Position(4, "e")
+        assert hub.subscribe(connection, hub.audience(NAME)) == Position(4, "e")
     hub.receive(fan(batch(5, 6), batch(7, 7)))
     hub.receive(fan(batch(8, 8)))
     await flushed()
@@ -100,13 +100,13 @@ async def test_a_batch_is_one_write_to_each_connection(hub: Hub) -> None:
 
 async def test_who_subscribes_before_the_flush_hears_what_is_after_the_position_only(hub: Hub) -> None:
     first, first_socket = client(hub, "1")
-    hub.subscribe(first, hub.entry(NAME))
+    hub.subscribe(first, hub.audience(NAME))
     hub.receive(fan(batch(5, 6)))
     second, second_socket = client(hub, "2")
-    assert hub.subscribe(second, hub.entry(NAME)) == Position(6, "e")
+    assert hub.subscribe(second, hub.audience(NAME)) == Position(6, "e")
     hub.receive(fan(batch(7, 8)))
     third, third_socket = client(hub, "3")
-    assert hub.subscribe(third, hub.entry(NAME)) == Position(8, "e")
+    assert hub.subscribe(third, hub.audience(NAME)) == Position(8, "e")
     await flushed()
     hub.receive(fan(batch(9, 9)))
     await flushed()
@@ -119,7 +119,7 @@ async def test_who_unsubscribes_before_the_flush_hears_nothing_more(hub: Hub) ->
     stays, stays_socket = client(hub, "1")
     goes, goes_socket = client(hub, "2")
     for each in (stays, goes):
-        hub.subscribe(each, hub.entry(NAME))
+        hub.subscribe(each, hub.audience(NAME))
     hub.receive(fan(batch(5, 5)))
     assert hub.unsubscribe(goes, NAME) is False
     await flushed()
@@ -130,7 +130,7 @@ async def test_who_unsubscribes_before_the_flush_hears_nothing_more(hub: Hub) ->
 async def test_each_publication_is_encoded_once_for_all_who_speak_the_same(hub: Hub) -> None:
     adapter = CountingAdapter()
     for number in range(20):
-        hub.subscribe(client(hub, str(number), adapter)[0], hub.entry(NAME))
+        hub.subscribe(client(hub, str(number), adapter)[0], hub.audience(NAME))
     hub.receive(fan(batch(5, 7)))
     await flushed()
     assert adapter.encoded == 3
@@ -138,20 +138,37 @@ async def test_each_publication_is_encoded_once_for_all_who_speak_the_same(hub: 
 
 async def test_two_encodings_hear_the_same(hub: Hub) -> None:
     _, text = pair = client(hub, "1")
-    hub.subscribe(pair[0], hub.entry(NAME))
+    hub.subscribe(pair[0], hub.audience(NAME))
     _, binary = pair = client(hub, "2", MSGPACK)
-    hub.subscribe(pair[0], hub.entry(NAME))
+    hub.subscribe(pair[0], hub.audience(NAME))
     hub.receive(fan(batch(5, 5)))
     await flushed()
     assert text.frames == [{"topic": NAME, "offset": 5, "data": {"x": 1}}]
     assert binary.writes == [MSGPACK.publication(NAME, Publication(5, b'{"x":1}'))]
 
 
-async def test_a_gap_is_told_in_place(hub: Hub) -> None:
+async def test_a_gap_holds_back_what_follows_until_it_is_repaired(hub: Hub) -> None:
+    behind: list[str] = []
+    hub.on_behind = behind.append
     connection, socket = client(hub, "1")
-    hub.subscribe(connection, hub.entry(NAME))
+    audience = hub.audience(NAME)
+    hub.subscribe(connection, audience)
     hub.receive(fan(batch(5, 5)))
     hub.receive(fan(batch(8, 8)))
+    await flushed()
+    assert (behind, socket.offsets) == ([NAME], [5])
+    hub.tell(audience, audience.sequence.recovered(Position(7, "e"), batch(6, 7).publications, complete=True))
+    await flushed()
+    assert socket.offsets == [5, 6, 7, 8]
+
+
+async def test_what_cannot_be_repaired_is_told_in_place(hub: Hub) -> None:
+    connection, socket = client(hub, "1")
+    audience = hub.audience(NAME)
+    hub.subscribe(connection, audience)
+    hub.receive(fan(batch(5, 5)))
+    hub.receive(fan(batch(8, 8)))
+    hub.tell(audience, audience.sequence.recovered(Position(7, "e"), [], complete=False))
     await flushed()
     assert socket.frames == [
         {"topic": NAME, "offset": 5, "data": {"x": 1}},
@@ -160,9 +177,45 @@ async def test_a_gap_is_told_in_place(hub: Hub) -> None:
     ]
 
 
+async def test_an_owners_tops_find_a_lost_last_publication(hub: Hub) -> None:
+    behind: list[str] = []
+    hub.on_behind = behind.append
+    for offset, found in ((4, []), (5, [NAME])):
+        tops = wire.Tops(wire.VERSION, [wire.Top(NAME, "e", offset, 1), wire.Top("unknown", "e", 9, 1)])
+        hub.compare(Message("trunkline.edge.e.tops", wire.encode(tops), "", None))
+        assert behind == found
+
+
+async def test_who_catches_up_gets_what_others_are_told_meanwhile(hub: Hub) -> None:
+    connection, socket = client(hub, "1")
+    audience = hub.audience(NAME)
+    hub.subscribe(connection, audience)
+    hub.receive(fan(batch(5, 5)))
+    kept = hub.begin_catching_up(audience)
+    assert kept == []
+    hub.receive(fan(batch(6, 6)))
+    await flushed()
+    hub.receive(fan(batch(7, 7)))
+    hub.end_catching_up(audience, kept)
+    hub.receive(fan(batch(8, 8)))
+    await flushed()
+    assert [each.offset for each in kept if isinstance(each, Publication)] == [6, 7]
+    assert socket.offsets == [5, 6, 7, 8]
+    hub.unsubscribe(connection, NAME)
+    assert NAME not in hub.topics
+
+
+async def test_a_topic_is_kept_while_somebody_catches_up(hub: Hub) -> None:
+    audience = hub.audience(NAME)
+    kept = hub.begin_catching_up(audience)
+    assert hub.drop_if_unused(audience) is False
+    hub.end_catching_up(audience, kept)
+    assert hub.drop_if_unused(audience) is True
+
+
 async def test_a_topic_without_subscribers_is_forgotten_and_what_comes_for_it_is_dropped(hub: Hub) -> None:
     connection, socket = client(hub, "1")
-    hub.subscribe(connection, hub.entry(NAME))
+    hub.subscribe(connection, hub.audience(NAME))
     hub.receive(fan(batch(5, 5)))
     assert hub.unsubscribe(connection, NAME) is True
     assert NAME not in hub.topics
@@ -173,24 +226,24 @@ async def test_a_topic_without_subscribers_is_forgotten_and_what_comes_for_it_is
 
 async def test_removing_a_connection_names_the_topics_that_nobody_hears_any_more(hub: Hub) -> None:
     other = "room.2"
-    hub.entry(other).sequence.attached(Position(0, "f"), 1)
+    hub.audience(other).sequence.attached(Position(0, "f"), 1)
     stays, _ = client(hub, "1")
     goes, _ = client(hub, "2")
-    hub.subscribe(stays, hub.entry(NAME))
+    hub.subscribe(stays, hub.audience(NAME))
     for name in (NAME, other):
-        hub.subscribe(goes, hub.entry(name))
+        hub.subscribe(goes, hub.audience(name))
     assert hub.remove(goes) == [other]
     assert list(hub.topics) == [NAME]
     assert list(hub.connections) == ["1"]
 
 
 async def test_a_topic_that_somebody_waits_for_is_kept(hub: Hub) -> None:
-    entry = hub.entry("room.2")
-    entry.attaching = asyncio.get_running_loop().create_future()
-    assert hub.drop_if_unused(entry) is False
-    entry.attaching = None
-    assert hub.drop_if_unused(entry) is True
-    assert hub.drop_if_unused(entry) is False
+    audience = hub.audience("room.2")
+    audience.attaching = asyncio.get_running_loop().create_future()
+    assert hub.drop_if_unused(audience) is False
+    audience.attaching = None
+    assert hub.drop_if_unused(audience) is True
+    assert hub.drop_if_unused(audience) is False
 
 
 async def test_a_connection_that_is_not_open_costs_the_others_nothing(hub: Hub) -> None:
@@ -198,10 +251,10 @@ async def test_a_connection_that_is_not_open_costs_the_others_nothing(hub: Hub) 
     adapter = CountingAdapter()
     pending = Connection("0", "chat", Identity(), adapter, settled=True)
     hub.add(pending)
-    hub.subscribe(pending, hub.entry(NAME))
+    hub.subscribe(pending, hub.audience(NAME))
     neighbours = [client(hub, str(number), adapter) for number in range(1, 5)]
     for connection, _ in neighbours:
-        hub.subscribe(connection, hub.entry(NAME))
+        hub.subscribe(connection, hub.audience(NAME))
     data = b'"' + b"x" * 10_000 + b'"'
     for offset in range(5, 5 + EARLY_BYTES // 10_000 + 3):
         hub.receive(fan(batch(offset, offset, data=data)))
@@ -212,9 +265,9 @@ async def test_a_connection_that_is_not_open_costs_the_others_nothing(hub: Hub) 
 
 async def test_flushes_are_apart_under_load_and_at_once_after_a_pause() -> None:
     hub = Hub(0.2)
-    hub.entry(NAME).sequence.attached(Position(0, "e"), 1)
+    hub.audience(NAME).sequence.attached(Position(0, "e"), 1)
     connection, socket = client(hub, "1")
-    hub.subscribe(connection, hub.entry(NAME))
+    hub.subscribe(connection, hub.audience(NAME))
     loop = asyncio.get_running_loop()
     hub.receive(fan(batch(1, 1)))
     await flushed()
