@@ -81,7 +81,9 @@ class NatsServer:
 
     def pause(self) -> None:
         """Freezes the process: its connections stay open, and nothing answers until `resume`."""
-        self._signal(signal.SIGSTOP)
+        pid = self._signal(signal.SIGSTOP)
+        # On a busy machine the signal takes a while to reach all threads.
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Ends a `pause`."""
@@ -91,10 +93,11 @@ class NatsServer:
         """Reads the configuration file again."""
         self._signal(signal.SIGHUP)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> int:
         if self._process is None:
             raise RuntimeError("nats-server does not run")
         self._process.send_signal(number)
+        return self._process.pid
 
 
 @asynccontextmanager
