@@ -22,8 +22,13 @@ ENVELOPES: list[type[msgspec.Struct]] = [
     wire.Hold,
     wire.Held,
     wire.Publish,
+    wire.Since,
+    wire.History,
     wire.Release,
     wire.Publication,
+    wire.Recovered,
+    wire.Top,
+    wire.Tops,
     wire.TopicBatch,
     wire.Fan,
     wire.Send,
@@ -34,11 +39,13 @@ ENVELOPES: list[type[msgspec.Struct]] = [
     wire.NewOwner,
     wire.NewManifest,
     wire.Notice,
+    wire.Beat,
     Position,
 ]
 
 integers = st.integers(min_value=-(2**63), max_value=2**64 - 1)
 SIMPLE: dict[object, st.SearchStrategy[Any]] = {
+    bool: st.booleans(),
     int: integers,
     float: st.floats(allow_nan=False),
     str: st.text(max_size=20),
@@ -144,7 +151,15 @@ def test_an_older_neighbour_may_lack_optional_fields(kind: type[msgspec.Struct],
         (wire.CallResult(b"{}"), [b"{}", None]),
         (wire.Attach("room.42", "e1"), ["attach", "room.42", "e1"]),
         (wire.Attached(Position(18, "k3Jx"), 7), [[18, "k3Jx"], 7]),
-        (wire.Publish("room.42", b"1"), ["publish", "room.42", b"1"]),
+        (wire.Publish("room.42", b"1"), ["publish", "room.42", b"1", None]),
+        (wire.Since("room.42", Position(17, "k3Jx")), ["since", "room.42", [17, "k3Jx"]]),
+        (wire.History("room.42", None, 10, True), ["history", "room.42", None, 10, True]),
+        (
+            wire.Recovered(Position(18, "k3Jx"), True, [wire.Publication(18, b"1")]),
+            [[18, "k3Jx"], True, [[18, b"1"]]],
+        ),
+        (wire.Tops(1, [wire.Top("room.42", "k3Jx", 18, 7)]), [1, [["room.42", "k3Jx", 18, 7]]]),
+        (wire.Beat(1, "s1", 5.5, False, True), [1, "s1", 5.5, False, True]),
         (wire.Hold(12, "e1", 3), ["hold", 12, "e1", 3]),
         (wire.Send("c1", b"1"), ["send", "c1", b"1"]),
         (wire.Close("c1", 3000, "bye"), ["close", "c1", 3000, "bye"]),
@@ -196,7 +211,7 @@ def test_a_fan_out_is_read_as_a_fan(fan: wire.Fan) -> None:
 @pytest.mark.parametrize(
     ("union", "members"),
     [
-        (wire.TopicRequest, [wire.Attach, wire.Detach, wire.Hold, wire.Publish, wire.Release]),
+        (wire.TopicRequest, [wire.Attach, wire.Detach, wire.Hold, wire.Publish, wire.Release, wire.Since, wire.History]),
         (wire.Command, [wire.Send, wire.Close, wire.Subscribe, wire.Unsubscribe, wire.Refresh]),
     ],
 )
