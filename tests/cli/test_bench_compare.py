@@ -15,18 +15,28 @@ from benchmarks.compare.targets import TARGETS, Running, Target
 SILENT = "import time; print('last words', flush=True); time.sleep(60)"
 
 
-def fanout(deliveries_per_s: float) -> dict[str, Any]:
-    return {"best": {"deliveries_per_s": deliveries_per_s}, "peak": {"deliveries_per_s": deliveries_per_s}}
+def fanout(*steps: tuple[float, float]) -> dict[str, Any]:
+    """A search with steps of so many deliveries per second and a p99 of so many milliseconds."""
+    described = [{"deliveries_per_s": rate, "latency_ms": {"p99": p99}, "kept_up": True} for rate, p99 in steps]
+    return {"peak": described[-1], "steps": described}
 
 
 def test_trunklines_best_is_held_against_the_peers_peak() -> None:
     measured = {
-        "trunkline": Measured("Trunkline", within=fanout(900), peak=fanout(1_000)),
-        "node": Measured("Node ws", within=fanout(50), peak=fanout(100)),
+        "trunkline": Measured("Trunkline", peak=fanout((700, 20), (1_000, 90)), within=fanout((900, 55))),
+        "node": Measured("Node ws", peak=fanout((100, 300)), within=fanout((50, 40))),
     }
     node, channels, *_ = ratios(measured)
     assert (node.value, node.reached) == (9.0, True)
     assert (channels.value, channels.reached) == (None, None)
+
+
+def test_never_within_the_limit_is_a_miss_and_not_a_gap() -> None:
+    measured = {
+        "trunkline": Measured("Trunkline", peak=fanout((1_000, 90)), within=fanout((900, 61))),
+        "node": Measured("Node ws", peak=fanout((100, 300))),
+    }
+    assert (ratios(measured)[0].value, ratios(measured)[0].reached) == (0.0, False)
 
 
 def test_a_target_that_cannot_be_installed_is_reported() -> None:
