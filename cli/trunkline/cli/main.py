@@ -33,6 +33,7 @@ COMMANDS = {
     "publish": ("trunkline.cli.publish", "Publish JSON into a topic."),
     "tail": ("trunkline.cli.tail", "Print the publications of a topic as they come."),
     "bench": ("trunkline.cli.bench", "Measure a WebSocket server, this one or another."),
+    "faults": ("trunkline.cli.faults", "Break a cluster at random under load, and prove that nothing is lost."),
 }
 
 app = typer.Typer(

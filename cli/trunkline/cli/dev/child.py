@@ -109,6 +109,11 @@ class Child:
             raise Mistake(f"{self.name} is not ready after {timeout_s:g} s", ExitCode.FAILED) from None
         return content
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal, unless it has ended."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
     async def stop(self, timeout_s: float) -> bool:
         """Ask it to end (SIGTERM), and kill it `timeout_s` later. False if it had to be killed. Never raises."""
         self._stopping = True

@@ -1,0 +1,105 @@
+"""Deliberately broken builds, which the checker must find.
+
+    python -m trunkline.cli.faults.broken <defect> <role> [argument …]
+
+runs a role with one defect patched in. The product itself knows nothing of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterable
+from typing import Any, Final
+
+__all__ = ["DEFECTS"]
+
+AFTER: Final = 40
+"""The defect strikes at about so many publications, and once more at twice as many."""
+
+
+def _drop_append() -> None:
+    """An append is acknowledged, and never made."""
+    from trunkline.shared.streams import Streams
+
+    append = Streams.append
+    count = 0
+
+    def broken(self: Streams, subject: str, payload: bytes, *, expected_last: int | None = None, **rest: Any) -> Any:
+        nonlocal count
+        if expected_last and ".long." in subject and b'"id"' in payload:
+            count += 1
+            if count in (AFTER, 2 * AFTER):
+                future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+                future.set_result(expected_last)
+                return future
+        return append(self, subject, payload, expected_last=expected_last, **rest)
+
+    Streams.append = broken  # type: ignore[method-assign]
+
+
+def _patch_tell(defect: str) -> None:
+    from trunkline.edge.hub import Audience, Hub
+    from trunkline.edge.topic import Lost
+    from trunkline.shared.wire import Publication
+
+    tell = Hub.tell
+    count = 0
+    held: dict[str, list[Publication | Lost]] = {}
+
+    def broken(self: Hub, audience: Audience, what: Iterable[Publication | Lost]) -> None:
+        nonlocal count
+        told = list(what)
+        name = audience.sequence.name
+        if told and isinstance(told[0], Publication):
+            count += 1
+            if count in (AFTER, 2 * AFTER):
+                if defect == "deliver-twice":
+                    told = told * 2
+                elif defect == "skip":
+                    told = told[1:]
+                else:
+                    held[name] = told
+                    return
+            elif name in held:
+                told += held.pop(name)
+        tell(self, audience, told)
+
+    Hub.tell = broken  # type: ignore[method-assign]
+
+
+def _deliver_twice() -> None:
+    """A batch is written to subscribers twice, after the check of its offsets."""
+    _patch_tell("deliver-twice")
+
+
+def _swap() -> None:
+    """A batch is written to subscribers after the one that follows it."""
+    _patch_tell("swap")
+
+
+def _skip() -> None:
+    """A publication is not written to subscribers, and they are not told."""
+    _patch_tell("skip")
+
+
+DEFECTS: Final = {
+    "drop-append": ("subscriptions", _drop_append),
+    "deliver-twice": ("edge", _deliver_twice),
+    "swap": ("edge", _swap),
+    "skip": ("edge", _skip),
+}
+"""By name: the role that is broken, and what breaks it."""
+
+
+def main() -> None:
+    """See above."""
+    from trunkline.cli.main import main as run
+
+    _, breaks = DEFECTS[sys.argv.pop(1)]
+    breaks()
+    run()
+
+
+if __name__ == "__main__":
+    main()
