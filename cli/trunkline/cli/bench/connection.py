@@ -39,14 +39,13 @@ class ReadBuffer:
 class Connection(asyncio.BufferedProtocol):
     """Opens a WebSocket, sends the endpoint's first frames, answers pings and hands each received chunk on.
 
-    `opened` resolves when the handshake is complete and fails with `LoadError` or `OSError`. After that,
-    `lost` tells whether the connection has gone, and `close_code` why, if the server said so.
+    `opened` resolves when the handshake is complete, and fails with `LoadError`. `lost` tells whether the
+    connection has gone since.
     """
 
     def __init__(self, endpoint: Endpoint, buffer: ReadBuffer) -> None:
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.lost = False
-        self.close_code: int | None = None
         self._endpoint = endpoint
         self._data = buffer.data
         self._free = buffer.free
@@ -59,9 +58,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def received(self, data: bytearray, end: int) -> None:
         """`data[CARRY_BYTES:end]` has just arrived, after the bytes in front of it. Called once per chunk."""
-
-    def closed(self) -> None:
-        """The connection has gone, after it was open. Called once."""
 
     def encode(self, text: bytes) -> bytes:
         """`text` as one masked frame of this connection."""
@@ -114,7 +110,6 @@ class Connection(asyncio.BufferedProtocol):
         self._carry = bytes(data[nbytes:end])
 
     def connection_lost(self, exc: Exception | None) -> None:
-        was_open = self._head is None
         self.lost = True
         self._transport = None
         if not self.opened.done():
@@ -122,8 +117,6 @@ class Connection(asyncio.BufferedProtocol):
                 LoadError(f"{self._endpoint.url} closed the connection in the handshake; is it a WebSocket server?")
             )
             self.opened.exception()
-        elif was_open:
-            self.closed()
 
     def _shake_hands(self, nbytes: int) -> int:
         """Take the response head; returns how many bytes after it now stand at the start of the buffer."""
@@ -155,7 +148,6 @@ class Connection(asyncio.BufferedProtocol):
         if opcode == framing.PING:
             self.write(framing.encode(framing.PONG, payload, self._mask))
         elif opcode == framing.CLOSE:
-            self.close_code = int.from_bytes(payload[:2], "big") or None
             if self._transport is not None:
                 self._transport.close()
         elif opcode == framing.TEXT and payload in self._endpoint.replies:
