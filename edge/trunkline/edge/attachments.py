@@ -57,6 +57,7 @@ class Attachments:
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         hub.on_behind = self._attach_again
+        hub.on_unheard = self._detach_unheard
 
     async def attach(self, name: str) -> Audience:
         """Returns the topic's audience once this edge gets its publications. Repeats until the deadline.
@@ -74,9 +75,11 @@ class Attachments:
             answer = await self._persist(lambda: self._attach(audience))
         except BaseException as error:
             waiting, audience.attaching = audience.attaching, None
-            failure = error if isinstance(error, TrunklineError) else TrunklineError(ErrorCode.UNAVAILABLE, "try again")
-            waiting.set_exception(failure)
-            waiting.exception()  # there may be no other waiter
+            if isinstance(error, TrunklineError):
+                waiting.set_exception(error)
+                waiting.exception()  # there may be no other waiter
+            else:
+                waiting.set_result(None)  # this one was cancelled: the next that waits asks in its place
             self.drop_if_unused(audience)
             raise
         waiting, audience.attaching = audience.attaching, None
@@ -124,9 +127,13 @@ class Attachments:
             self.detach(audience.sequence.name, audience.sequence.partition)
 
     def detach(self, name: str, partition: int) -> None:
-        """Tells the owner that nobody here hears a topic any more. A lost message is repaired by `hold`."""
+        """Tells the owner that nobody here hears a topic any more. If this is lost, the next publication repeats it."""
         self._stale.discard(name)
         self._caller.tell(self._subjects.partition(partition), wire.encode(wire.Detach(name, self._edge_id)))
+
+    def _detach_unheard(self, name: str) -> None:
+        """An owner that sends what nobody here hears has missed a detach, or was just about to get it."""
+        self.detach(name, partition_of(name))
 
     # ------------------------------------------------------------------ repair
 

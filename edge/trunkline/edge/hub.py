@@ -57,6 +57,8 @@ class Hub:
     def __init__(self, coalesce_s: float) -> None:
         self.on_behind: Callable[[str], None] = lambda name: None
         """Called with a topic that has a gap: it must be repaired."""
+        self.on_unheard: Callable[[str], None] = lambda name: None
+        """Called with a topic that nobody here hears, and that an owner sends nevertheless."""
         self.connections: dict[str, Connection] = {}
         self.topics: dict[str, Audience] = {}
         self._coalesce_s = coalesce_s
@@ -140,6 +142,7 @@ class Hub:
             audience = self.topics.get(batch.topic)
             if audience is None:
                 _unknown_topic.inc(len(batch.publications))
+                self.on_unheard(batch.topic)
             else:
                 self.tell(audience, audience.sequence.receive(batch))
                 if audience.sequence.behind:
