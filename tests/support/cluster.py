@@ -41,7 +41,7 @@ DEADLINE_S = 10.0
 
 EDGE: dict[str, Any] = {"auth": "none", "port": 0, "drain_s": 0.0, "slow_close_s": 1.0, "coalesce_s": 0.0}
 WORKER: dict[str, Any] = {"health_port": -1}
-SUBSCRIPTIONS: dict[str, Any] = {"health_port": -1, "lease_s": 10}
+SUBSCRIPTIONS: dict[str, Any] = {"health_port": -1, "silence_s": 2.0}
 
 
 class Closed(Exception):  # noqa: N818  # an end that some tests wait for

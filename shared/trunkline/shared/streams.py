@@ -65,6 +65,8 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     duplicates_s: float = 120.0
     direct: bool = False
     """Whether `Streams.read` works: any replica answers it, so what it returns may be a moment old."""
+    first_sequence: int = 1
+    """Where the sequences begin when the stream is created."""
 
     def config(self) -> dict[str, Any]:
         """Returns the server's form of this."""
@@ -240,7 +242,8 @@ class Streams:
         Raises `TrunklineError(INTERNAL)` when the server refuses that, as it does when the storage is another.
         """
         wanted = stream.config()
-        refused = await self._declare(f"{API}.STREAM.CREATE.{stream.name}", wanted)
+        first = {"first_seq": stream.first_sequence} if stream.first_sequence > 1 else {}
+        refused = await self._declare(f"{API}.STREAM.CREATE.{stream.name}", wanted | first)
         if refused is not None and refused.err_code == _STREAM_NAME_IN_USE:
             info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream.name}", b"", None, _decode_info)
             refused = info.error

@@ -21,6 +21,7 @@ __all__ = [
     "Answers",
     "Attach",
     "Attached",
+    "Beat",
     "Call",
     "CallResult",
     "Close",
@@ -331,7 +332,7 @@ Command = Send | Close | Subscribe | Unsubscribe | Refresh
 
 
 class NewOwner(msgspec.Struct, array_like=True, tag="owner"):
-    """Partitions have a new owner, with its term: whoever is attached attaches again."""
+    """Partitions have a new owner: whoever is attached attaches again. `term` is the highest of its terms."""
 
     partitions: list[int]
     term: int
@@ -348,6 +349,23 @@ class Notice(msgspec.Struct, array_like=True):
 
     version: int
     body: NewOwner | NewManifest
+
+
+# ------------------------------------------------------------------------------------------------ owners → owners
+
+
+class Beat(msgspec.Struct, array_like=True):
+    """An instance of the subscription service lives; published to `owners`.
+
+    `sent_at` is a time of the sender's own clock, which tells it how old a beat of its own is that comes back. `leaving`: it
+    stops, and wants no partitions. `released`: it has just released partitions.
+    """
+
+    version: int
+    instance: str
+    sent_at: float
+    leaving: bool
+    released: bool
 
 
 def decode_error(error: msgspec.MsgspecError, what: str) -> TrunklineError:

@@ -1,17 +1,17 @@
-"""The owner of partitions: answers requests about their topics. Pure code but for the clock that it is given.
+"""The owner of some partitions: answers requests about their topics. Pure code but for the clock that it is given.
 
 What cannot be answered at once is answered later, through the `settle` that came with it: a topic with history must be
 opened first, and a publication is in the log before anybody hears of it. `advance` is how the owner asks its shell to
 open a topic or to append what waits; the shell calls `progressed` when something has come of it.
 
-One `Owner` lives as long as one claim; its `term` is the claim's. When the claim is lost the object is thrown away, and
-all that it knew with it.
+It owns those partitions that it has a term for, the term of their claim. When a claim ends, all that was known of its
+partition is thrown away.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -19,7 +19,7 @@ import msgspec
 from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
-from trunkline.shared.topics import check_topic
+from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 from trunkline.subscriptions.topic import Settle, Topic
 
@@ -53,7 +53,6 @@ class Owner:
 
     def __init__(
         self,
-        term: int,
         on_due: Callable[[], None],
         advance: Callable[[Topic], None],
         namespace_of: Callable[[str], Namespace],
@@ -61,43 +60,71 @@ class Owner:
         max_payload: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.term = term
+        self.terms: dict[int, int] = {}
+        """The term of each partition that is owned."""
         self.topics: dict[str, Topic] = {}
         self.published = 0
         self._on_due = on_due
         self._advance = advance
         self._namespace_of = namespace_of
-        self._when_open: dict[str, list[Callable[[Topic], None]]] = {}
+        self._when_open: dict[str, list[tuple[Callable[[Topic], None], Callable[[TrunklineError], None]]]] = {}
         self._max_payload = max_payload
         self._clock = clock
         self._due: list[Topic] = []
         self._heard: dict[str, float] = {}
         self._attached: dict[str, dict[int, set[str]]] = {}
 
+    # ------------------------------------------------------------------ claims
+
+    def claim(self, terms: Mapping[int, int]) -> None:
+        """Begins to own partitions."""
+        self.terms.update(terms)
+
+    def unsettled(self, partitions: Collection[int]) -> list[Topic]:
+        """Returns the topics of these partitions that somebody waits for: for a position, or for the topic to be opened."""
+        return [topic for topic in self.topics.values() if topic.partition in partitions and self.is_unsettled(topic)]
+
+    def is_unsettled(self, topic: Topic) -> bool:
+        """Whether somebody waits for a position of this topic, or for it to be opened."""
+        return topic.unsettled or topic.name in self._when_open
+
+    def drop(self, partitions: Collection[int], error: TrunklineError) -> None:
+        """Ends to own partitions: forgets their topics and settles with `error` whatever waits for them."""
+        for partition in partitions:
+            self.terms.pop(partition, None)
+            for names in self._attached.values():
+                names.pop(partition, None)
+        self._due = [topic for topic in self._due if topic.partition not in partitions]
+        for topic in [topic for topic in self.topics.values() if topic.partition in partitions]:
+            del self.topics[topic.name]
+            topic.abandon(error)
+            for _, fail in self._when_open.pop(topic.name, ()):
+                fail(error)
+
     # ------------------------------------------------------------------ requests
 
-    def attach(self, name: str, edge_id: str, settle: Callable[[wire.Attached], None]) -> None:
+    def attach(self, name: str, edge_id: str, settle: Callable[[wire.Attached | TrunklineError], None]) -> None:
         """Adds an edge to a topic: it gets everything after the position that is settled. Repeating it is harmless."""
 
         def attached(topic: Topic) -> None:
             topic.edges.add(edge_id)
             self._heard[edge_id] = self._clock()
             self._attached.setdefault(edge_id, {}).setdefault(topic.partition, set()).add(name)
-            settle(wire.Attached(topic.position, self.term))
+            settle(wire.Attached(topic.position, self.terms[topic.partition]))
 
-        self._once_open(self._topic(name), attached)
+        self._once_open(self._topic(name), attached, settle)
 
-    def since(self, name: str, position: Position, settle: Callable[[wire.Recovered], None]) -> None:
+    def since(self, name: str, position: Position, settle: Callable[[wire.Recovered | TrunklineError], None]) -> None:
         """Settles with everything after `position`, or with the fact that it is not all here any more."""
 
         def recover(topic: Topic) -> None:
             publications = topic.since(position)
             if publications is None and position.epoch == topic.epoch and topic.may_have(position.offset + 1):
-                self._once_remembered(topic, recover)
+                self._once_remembered(topic, recover, settle)
                 return
             settle(wire.Recovered(topic.position, publications is not None, publications or []))
 
-        self._once_open(self._topic(name), recover)
+        self._once_open(self._topic(name), recover, settle)
 
     def history(self, name: str, request: wire.History, settle: Callable[[wire.Recovered | TrunklineError], None]) -> None:
         """Settles with a page of what the topic remembers. Raises `NOT_AVAILABLE` in a namespace without history."""
@@ -107,7 +134,7 @@ class Owner:
 
         def read(topic: Topic) -> None:
             if not topic.tail_complete:
-                self._once_remembered(topic, read)
+                self._once_remembered(topic, read, settle)
                 return
             try:
                 page = topic.page(request.since, request.limit, request.reverse)
@@ -116,19 +143,19 @@ class Owner:
             else:
                 settle(wire.Recovered(topic.position, True, page))
 
-        self._once_open(topic, read)
+        self._once_open(topic, read, settle)
 
-    def _once_open(self, topic: Topic, then: Callable[[Topic], None]) -> None:
+    def _once_open(self, topic: Topic, then: Callable[[Topic], None], fail: Callable[[TrunklineError], None]) -> None:
         topic.touched_at = self._clock()
         if topic.open:
             then(topic)
         else:
-            self._when_open.setdefault(topic.name, []).append(then)
+            self._when_open.setdefault(topic.name, []).append((then, fail))
             self._advance(topic)
 
-    def _once_remembered(self, topic: Topic, then: Callable[[Topic], None]) -> None:
+    def _once_remembered(self, topic: Topic, then: Callable[[Topic], None], fail: Callable[[TrunklineError], None]) -> None:
         topic.wants_tail = True
-        self._when_open.setdefault(topic.name, []).append(then)
+        self._when_open.setdefault(topic.name, []).append((then, fail))
         self._advance(topic)
 
     def progressed(self, topic: Topic) -> None:
@@ -137,7 +164,7 @@ class Owner:
             return
         self._note_due(topic)
         if topic.open and not topic.wants_tail:
-            for then in self._when_open.pop(topic.name, ()):
+            for then, _ in self._when_open.pop(topic.name, ()):
                 then(topic)
 
     def detach(self, name: str, edge_id: str) -> None:
@@ -155,14 +182,15 @@ class Owner:
 
     def hold(self, partition: int, edge_id: str) -> wire.Held:
         """Notes that an edge lives. The answer lets it see whether both believe the same."""
+        term = self._term(partition)
         if edge_id in self._attached:
             self._heard[edge_id] = self._clock()
-        return wire.Held(len(self._attached.get(edge_id, {}).get(partition, ())), self.term)
+        return wire.Held(len(self._attached.get(edge_id, {}).get(partition, ())), term)
 
     def publish(self, name: str, data: bytes, key: str | None, settle: Settle) -> None:
         """Takes a publication; its position is settled once nothing can lose it.
 
-        Raises `TrunklineError`: `INVALID`, `TOO_LARGE`, `BAD_REQUEST`.
+        Raises `TrunklineError`: `INVALID`, `TOO_LARGE`, `BAD_REQUEST`, or `UNAVAILABLE` if the topic has another owner.
         """
         check_json(data)
         if len(data) > self._max_payload - ENVELOPE_BYTES:
@@ -185,8 +213,15 @@ class Owner:
     def _topic(self, name: str) -> Topic:
         topic = self.topics.get(name)
         if topic is None:
-            topic = self.topics[name] = Topic(check_topic(name), self._namespace_of(name), self._clock())
+            self._term(partition_of(check_topic(name)))
+            topic = self.topics[name] = Topic(name, self._namespace_of(name), self._clock())
         return topic
+
+    def _term(self, partition: int) -> int:
+        term = self.terms.get(partition)
+        if term is None:
+            raise TrunklineError(ErrorCode.UNAVAILABLE, "this topic has another owner now; try again", retry_after_s=0.1)
+        return term
 
     # ------------------------------------------------------------------ fan-out
 
@@ -223,6 +258,7 @@ class Owner:
         parts: list[bytes] = []
         group: list[wire.Publication] = []
         size = 0
+        term = self.terms[topic.partition]
         pending = topic.take_pending()
         if not pending:  # the topic has another epoch since it became due
             return parts
@@ -230,11 +266,11 @@ class Owner:
             if group and (
                 publication.offset != group[-1].offset + 1 or size + len(publication.data) + 16 > limit - ENVELOPE_BYTES // 2
             ):
-                parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, self.term, group)))
+                parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, term, group)))
                 group, size = [], 0
             group.append(publication)
             size += len(publication.data) + 16
-        parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, self.term, group)))
+        parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, term, group)))
         return parts
 
     # ------------------------------------------------------------------ sweeping
@@ -263,7 +299,7 @@ class Owner:
         by_edge: dict[str, list[wire.Top]] = {}
         for topic in self.topics.values():
             if topic.open and topic.edges and not topic.pending and now - topic.touched_at < active_s:
-                top = wire.Top(topic.name, topic.epoch, topic.offset, self.term)
+                top = wire.Top(topic.name, topic.epoch, topic.offset, self.terms[topic.partition])
                 for edge_id in topic.edges:
                     by_edge.setdefault(edge_id, []).append(top)
         for edge_id, tops in by_edge.items():
@@ -274,11 +310,6 @@ class Owner:
         """Forgets ephemeral topics that nobody hears: their namespace may have history now."""
         for name in [name for name, topic in self.topics.items() if topic.namespace is EPHEMERAL and not topic.edges]:
             del self.topics[name]
-
-    def abandon(self, error: TrunklineError) -> None:
-        """Settles everything that waits with an error, since this owner gives up."""
-        for topic in self.topics.values():
-            topic.abandon(error)
 
     @property
     def edges(self) -> int:

@@ -1,10 +1,14 @@
-"""The subscription service: the shell around `Owner` that speaks NATS."""
+"""The subscription service: the shell around `Owner` that speaks NATS.
+
+Any number of instances share the partitions (`ownership`). Each one answers requests for its own; publications of outsiders
+may reach any of them, which passes on what is not its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -18,16 +22,17 @@ from trunkline.shared.health import HealthServer
 from trunkline.shared.logs import get_logger
 from trunkline.shared.manifest import BUCKET, Manifest
 from trunkline.shared.metrics import drops
-from trunkline.shared.rpc import Answerer
+from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, every, fail_with
-from trunkline.shared.topics import PARTITIONS
+from trunkline.shared.topics import check_topic, partition_of
+from trunkline.subscriptions.forwarding import Forwarder
 from trunkline.subscriptions.gateway import Gateway
-from trunkline.subscriptions.lease import Lease
 from trunkline.subscriptions.log import TopicLog
 from trunkline.subscriptions.namespace import Namespaces
 from trunkline.subscriptions.owner import Owner
+from trunkline.subscriptions.ownership import Ownership
 from trunkline.subscriptions.settings import SubscriptionSettings
 from trunkline.subscriptions.topic import Settle, Topic
 
@@ -35,6 +40,12 @@ __all__ = ["SubscriptionService"]
 
 ROLE: Final = "subscriptions"
 SWEEP_S: Final = 1.0
+START_S: Final = 10.0
+SETTLE_S: Final = 2.0
+"""How long a hand-over waits for the log; then publishers get an error, and try again with the new owner."""
+HAND_OVER_S: Final = 5.0
+FORWARDS_S: Final = 2.0
+POLL_S: Final = 0.005
 ACTIVE_S: Final = 10.0
 """Topics with a publication within so many seconds are compared with the edges every second."""
 
@@ -51,7 +62,7 @@ _decode_topic_request = msgspec.msgpack.Decoder(wire.TopicRequest).decode
 
 
 class SubscriptionService:
-    """Owns topics while it holds the lease, and stands by while another instance does."""
+    """Owns its share of the partitions from `start` to `stop`."""
 
     def __init__(self, settings: SubscriptionSettings) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -61,23 +72,26 @@ class SubscriptionService:
         self._subjects = Subjects(settings.prefix)
         self._bus = Bus(settings, ROLE, self.instance, fail)
         self._tasks = Tasks(ROLE, fail)
+        self._caller = Caller(self._bus, self._subjects.inbox(ROLE, self.instance), ROLE)
         self._answerer = Answerer(self._bus)
+        self._forwarder = Forwarder(self._caller, self._subjects, self._tasks)
         self._gateway = Gateway(self._bus, self._subjects, self._publish)
         self._health = HealthServer(settings.health_host, settings.health_port, self._reasons)
-        self._lease = Lease(
-            self._bus,
-            self._subjects.bucket("owners"),
-            self.instance,
-            settings.lease_s,
-            self._gained,
-            self._lost,
-        )
-        self._owner: Owner | None = None
         self._streams = Streams(self._bus)
         self._namespaces = Namespaces(settings.ttl_s, settings.replicas)
-        self._log: TopicLog | None = None
-        self._log_tasks: Tasks | None = None
-        self._subscriptions: list[Subscription] = []
+        self._ownership = Ownership(
+            self._bus,
+            self._streams,
+            self._subjects,
+            self._tasks,
+            self.instance,
+            self,
+            silence_s=settings.silence_s,
+            replicas=settings.replicas,
+        )
+        self._owner: Owner
+        self._outsiders: Subscription | None = None
+        self._subscriptions: dict[int, Subscription] = {}
         self._flushed_at = 0.0
         self._loop = asyncio.get_running_loop()
 
@@ -87,70 +101,99 @@ class SubscriptionService:
         return {"health": self._health.url}
 
     async def start(self) -> None:
-        """Connects and returns when the partitions have an owner: this instance or another one."""
+        """Connects and returns when every partition has an owner: this instance or another one."""
         await self._bus.start()
         await self._health.start()
         await self._streams.start()
-        self._bus.on_reconnect.append(self._announce)
+        await self._caller.start()
+        entry_bytes = self._bus.max_payload // 2
+        topics = TopicLog(self._streams, self._subjects, self._tasks, self._progressed, entry_bytes=entry_bytes)
+        self._owner = Owner(self._schedule_flush, topics.advance, self._namespaces.of, max_payload=self._bus.max_payload)
+        self._bus.on_reconnect.append(self._back)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
-        self._tasks.start(self._lease.run(), "lease", essential=True)
+        await self._bus.flush()
+        await self._read_manifests()
         self._tasks.start(every(SWEEP_S, self._sweep), "sweep", essential=True)
-        async with asyncio.timeout(10):
-            await self._lease.settled.wait()
+        await self._ownership.start(START_S)
+        self._outsiders = await self._bus.subscribe(self._subjects.publish_all, self._gateway.receive, queue=ROLE)
+        await self._bus.flush()
 
     async def stop(self) -> None:
-        """Hands the partitions over: nothing new is taken, what was taken is fanned out, the lease is released."""
+        """Hands the partitions over: nothing new is taken, what was taken is settled and fanned out."""
+        if self._outsiders is not None:
+            await self._drain([self._outsiders])
+            await self._ownership.stop(HAND_OVER_S)
+            await self._forwarder.stop(FORWARDS_S)
         await self._tasks.close(2.0)
-        if self._owner is not None:
-            for subscription in self._subscriptions:
-                await subscription.drain()
-            self._flush()
-            self._answerer.flush()
-            await self._lease.release()
-            await self._lost()
+        if self._subscriptions:
+            await self.lost(list(self._subscriptions))
+        self._caller.stop()
+        self._answerer.flush()
         self._streams.stop()
         await self._health.stop()
         await self._bus.stop()
 
     def _reasons(self) -> list[str]:
-        return [] if self._bus.ready else ["no message has gone around through NATS within 3 s"]
+        reasons = []
+        if not self._bus.ready:
+            reasons.append("no message has gone around through NATS within 3 s")
+        if ownerless := self._ownership.ownerless:
+            reasons.append(f"{len(ownerless)} partitions have no owner")
+        return reasons
 
     # ------------------------------------------------------------------ ownership
 
-    async def _gained(self, term: int) -> None:
-        await self._read_manifests()
-        log_tasks = Tasks("topic log", fail_with(self.failed))
-        log = TopicLog(self._streams, self._subjects, log_tasks, self._progressed, entry_bytes=self._bus.max_payload // 2)
-        self._log, self._log_tasks = log, log_tasks
-        self._owner = Owner(term, self._schedule_flush, log.advance, self._namespaces.of, max_payload=self._bus.max_payload)
-        for partition in range(PARTITIONS):
-            self._subscriptions.append(await self._bus.subscribe(self._subjects.partition(partition), self._on_requests))
-        self._subscriptions.append(await self._bus.subscribe(self._subjects.publish_all, self._gateway.receive, queue=ROLE))
+    async def gained(self, terms: Mapping[int, int]) -> None:
+        """See `Holder`."""
+        self._owner.claim(terms)
+        for partition in terms:
+            subject = self._subjects.partition(partition)
+            self._subscriptions[partition] = await self._bus.subscribe(subject, self._on_requests)
         await self._bus.flush()
-        self._announce()
+        self._announce(terms)
 
-    async def _lost(self) -> None:
-        owner, self._owner = self._owner, None
-        if self._log is not None:
-            self._log.stop()
-        if owner is not None:
-            owner.abandon(
-                TrunklineError(ErrorCode.UNAVAILABLE, "the topic's owner has changed; try again", retry_after_s=0.5)
-            )
-        if self._log_tasks is not None:
-            await self._log_tasks.close(1.0)
-        for subscription in self._subscriptions:
-            await subscription.drain()
-        self._subscriptions.clear()
+    async def settle(self, partitions: Collection[int]) -> None:
+        """See `Holder`."""
+        await self._unsubscribe(partitions)
+        waiting = self._owner.unsettled(partitions)
+        deadline = self._loop.time() + SETTLE_S
+        while waiting and self._loop.time() < deadline:
+            await asyncio.sleep(POLL_S)
+            waiting = [topic for topic in waiting if self._owner.is_unsettled(topic)]
+        self._flush()
+        self._answerer.flush()
+        await self._bus.flush()
 
-    def _announce(self) -> None:
-        if self._owner is not None:
-            notice = wire.Notice(wire.VERSION, wire.NewOwner(list(range(PARTITIONS)), self._owner.term))
-            self._bus.publish(self._subjects.edges, wire.encode(notice))
+    async def lost(self, partitions: Collection[int]) -> None:
+        """See `Holder`."""
+        error = TrunklineError(ErrorCode.UNAVAILABLE, "the topic's owner has changed; try again", retry_after_s=0.1)
+        self._owner.drop(partitions, error)
+        await self._unsubscribe(partitions)
+
+    async def _unsubscribe(self, partitions: Collection[int]) -> None:
+        found = [self._subscriptions.pop(partition) for partition in partitions if partition in self._subscriptions]
+        await self._drain(found)
+
+    async def _drain(self, subscriptions: Iterable[Subscription]) -> None:
+        outcomes = await asyncio.gather(*(each.drain() for each in subscriptions), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, TrunklineError):
+                log.warning("a subscription was ended without the broker's confirmation", error=str(outcome))
+            elif outcome is not None:
+                raise outcome
+
+    def _announce(self, terms: Mapping[int, int]) -> None:
+        notice = wire.Notice(wire.VERSION, wire.NewOwner(sorted(terms), max(terms.values())))
+        self._bus.publish(self._subjects.edges, wire.encode(notice))
+
+    def _back(self) -> None:
+        """The broker is back: edges may have missed publications, and we may have missed notices."""
+        if self._owner.terms:
+            self._announce(self._owner.terms)
+        self._tasks.start(self._read_manifests(), "read the manifests")
 
     def _progressed(self, topic: Topic) -> None:
-        if self._owner is not None:
-            self._owner.progressed(topic)
+        self._owner.progressed(topic)
 
     # ------------------------------------------------------------------ namespaces
 
@@ -170,19 +213,18 @@ class SubscriptionService:
                 except ValueError as error:
                     log.error("a manifest cannot be used", channel=channel, error=type(error).__name__)
         self._namespaces.replace(manifests)
-        if self._owner is not None:
-            self._owner.forget_unused_ephemeral()
+        self._owner.forget_unused_ephemeral()
 
     # ------------------------------------------------------------------ requests
 
     def _on_requests(self, message: Message) -> None:
-        owner = self._owner
-        if owner is None:
-            return  # it was in flight when the lease was lost: the sender's deadline or retry covers it
+        trusted = self._ownership.trusted
         for request in _decode_requests(message.data).items:
             settle = partial(self._settle, message.reply, request.id)
             try:
-                self._handle(owner, _decode_topic_request(request.body), settle)
+                if not trusted:
+                    raise TrunklineError(ErrorCode.UNAVAILABLE, "this owner may have been replaced; try again")
+                self._handle(self._owner, _decode_topic_request(request.body), settle)
             except TrunklineError as error:
                 settle(error)
             except msgspec.MsgspecError as error:
@@ -222,9 +264,10 @@ class SubscriptionService:
                 settle(owner.hold(request.partition, request.edge_id))
 
     def _publish(self, topic: str, data: bytes, key: str | None, settle: Settle) -> None:
-        if self._owner is None:
-            raise TrunklineError(ErrorCode.UNAVAILABLE, "the topic's owner is changing; try again", retry_after_s=1.0)
-        self._owner.publish(topic, data, key, settle)
+        if partition_of(check_topic(topic)) in self._subscriptions and self._ownership.trusted:
+            self._owner.publish(topic, data, key, settle)
+        else:
+            self._forwarder.publish(topic, data, key, settle)
 
     # ------------------------------------------------------------------ fan-out
 
@@ -236,8 +279,6 @@ class SubscriptionService:
             self._loop.call_later(wait_s, self._flush)
 
     def _flush(self) -> None:
-        if self._owner is None:
-            return
         self._flushed_at = self._loop.time()
         fan_batches.inc(self._send(self._subjects.fan, self._owner.take_due()))
 
@@ -254,8 +295,6 @@ class SubscriptionService:
 
     def _sweep(self) -> None:
         owner = self._owner
-        if owner is None:
-            return
         for edge_id in owner.sweep(edge_timeout_s=self._settings.edge_timeout_s, topic_idle_s=self._settings.topic_idle_s):
             log.warning("an edge is silent and gets no more publications", edge_id=edge_id)
         self._send(self._subjects.tops, owner.tops(ACTIVE_S))

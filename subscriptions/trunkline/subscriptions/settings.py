@@ -10,8 +10,8 @@ __all__ = ["SubscriptionSettings"]
 class SubscriptionSettings(RoleSettings, role="subscriptions"):
     """See `CommonSettings` for where values come from."""
 
-    lease_s: int = Field(
-        3, ge=2, le=60, description="seconds after which another instance may own the partitions of a silent one"
+    silence_s: float = Field(
+        1.5, ge=0.2, le=60, description="seconds of silence after which an instance is dead to the others, who take over"
     )
     edge_timeout_s: float = Field(
         10.0, gt=0, description="seconds of silence after which an edge gets no more publications until it attaches again"
