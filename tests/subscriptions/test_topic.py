@@ -1,23 +1,557 @@
-"""The sequencer of one topic."""
+"""The sequencer of one topic: by itself, and with other owners on one log, by simulated schedules with seeds."""
 
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import partition_of
-from trunkline.subscriptions.topic import Topic
+from trunkline.shared.wire import Publication
+from trunkline.subscriptions.log import ENTRIES_AT_OPENING, ENTRIES_AT_REOPENING, SPARE_ENTRIES
+from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
+from trunkline.subscriptions.topic import IDEMPOTENCY_KEYS, TAIL_BYTES, WAITING_BYTES, Entry, Loaded, Topic
+
+NAME = "room.1"
+HISTORY = 30
+LOGGED = Namespace(HISTORY, 60.0)
+LIMIT_BYTES = 1_000
+
+Outcome = Position | TrunklineError
+
+decode = msgspec.msgpack.Decoder(Entry).decode
+
+# ------------------------------------------------------------------------------------------------ a simulated log
+
+
+class Log:
+    """One subject of a stream: appends that expect a sequence, a limited number of entries, and their age."""
+
+    def __init__(self, at_opening: int = ENTRIES_AT_OPENING, at_reopening: int = ENTRIES_AT_REOPENING) -> None:
+        self.sequence = 0
+        self.at_opening = at_opening
+        self.at_reopening = at_reopening
+        self.entries: dict[int, Entry] = {}
+        self.written: list[tuple[int, Entry]] = []
+        """All that ever was in it."""
+
+    @property
+    def last(self) -> int:
+        return max(self.entries, default=0)
+
+    def append(self, payload: bytes, expected_last: int, most: int = HISTORY + SPARE_ENTRIES) -> int | None:
+        """Returns the entry's sequence, or None: somebody else has written."""
+        if self.last != expected_last:
+            return None
+        self.sequence += 1
+        self.entries[self.sequence] = decode(payload)
+        self.written.append((self.sequence, self.entries[self.sequence]))
+        while len(self.entries) > most:
+            del self.entries[min(self.entries)]
+        return self.sequence
+
+    def load(self, known: int) -> Loaded:
+        """As the shell reads it."""
+        last = at = self.last
+        entries: list[Entry] = []
+        while (entry := self.entries.get(at)) is not None:
+            entries.insert(0, entry)
+            most = self.at_reopening if 0 < known < entry.previous else self.at_opening
+            if entry.previous == 0 or len(entries) >= most:
+                return Loaded(entries, last, complete=entry.previous == 0)
+            at = entry.previous
+        return Loaded(entries, last)
+
+    def expire(self) -> None:
+        self.entries.clear()
+
+
+def opened(log: Log, topic: Topic | None = None, namespace: Namespace = LOGGED) -> Topic:
+    topic = topic or Topic(NAME, namespace, 0.0)
+    payload = topic.loaded(log.load(topic.known_sequence))
+    sequence = log.append(payload, topic.sequence)
+    assert sequence is not None
+    topic.opened(sequence)
+    return topic
+
+
+def append(log: Log, topic: Topic, limit_bytes: int = LIMIT_BYTES) -> Entry:
+    """Appends what waits, as one entry."""
+    payload = topic.next_entry(limit_bytes)
+    assert payload is not None
+    sequence = log.append(payload, topic.sequence)
+    assert sequence is not None
+    topic.appended(sequence)
+    return decode(payload)
+
+
+def publish(topic: Topic, data: bytes, key: str | None = None) -> list[Outcome]:
+    """Returns what becomes of it: empty until it is settled."""
+    outcomes: list[Outcome] = []
+    topic.publish(data, key, outcomes.append, 0.0)
+    return outcomes
+
+
+def published(log: Log, topic: Topic, *datas: bytes) -> None:
+    for data in datas:
+        publish(topic, data)
+        append(log, topic)
+
+
+# ------------------------------------------------------------------------------------------------ schedules
+
+
+@dataclass
+class Instance:
+    """A subscription service with the topic, and what it has under way."""
+
+    topic: Topic = field(default_factory=lambda: Topic(NAME, LOGGED, 0.0))
+    opening: tuple[bytes, int] | None = None
+    appending: tuple[bytes, int] | None = None
+    heard: list[Publication] = field(default_factory=list)
+    epoch: str = ""
+
+
+class Simulation:
+    """Two instances that both believe to own the topic. Appends get lost, or are written and not acknowledged."""
+
+    def __init__(self, seed: int, *, expiry: bool) -> None:
+        self.random = random.Random(seed)
+        self.expiry = expiry
+        self.keys = self.random.random() < 0.5
+        """Whether publications are repeated. Their keys are known as far back as the log is read, here all of it."""
+        few = self.random.randint(1, ENTRIES_AT_OPENING)
+        self.log = Log(1_000, 1_000) if self.keys else Log(few, few)
+        self.instances = [Instance(), Instance()]
+        for instance in self.instances:
+            instance.topic.edges.add("edge")
+        self.number = 0
+        self.acknowledged: dict[str, list[Position]] = {}
+        """By key or, without one, by data."""
+        self.failed: set[str] = set()
+        self.unsettled: Counter[str] = Counter()
+        self.settled: dict[tuple[Topic, str], list[tuple[int, int]]] = {}
+        """By instance and epoch: what was published without a key, and at which offset."""
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            instance = self.random.choice(self.instances)
+            action = self.random.random()
+            if action < 0.35:
+                self.publish(instance)
+            elif action < 0.36:
+                self.crash(instance)
+            elif action < 0.365 and self.expiry:
+                self.log.expire()
+            elif instance.topic.open:
+                self.append(instance)
+            else:
+                self.open(instance)
+            self.hear(instance)
+            self.check_instance(instance)
+        self.quiesce()
+
+    def publish(self, instance: Instance) -> None:
+        """Something new, or something again: its publisher has not got an answer, or asks the other instance."""
+        if self.keys and self.number and self.random.random() < 0.3:
+            number = self.random.randint(max(1, self.number - 3), self.number)
+        else:
+            number = self.number = self.number + 1
+        keyed = number % 3 != 0
+        if not keyed and (number != self.number or self.unsettled[str(number)] or str(number) in self.acknowledged):
+            return
+        name = str(number)
+        self.unsettled[name] += 1
+
+        def settle(outcome: Outcome) -> None:
+            self.unsettled[name] -= 1
+            assert self.unsettled[name] >= 0, "settled twice"
+            if isinstance(outcome, TrunklineError):
+                self.failed.add(name)
+            else:
+                self.acknowledged.setdefault(name, []).append(outcome)
+                if not keyed:
+                    self.settled.setdefault((topic, outcome.epoch), []).append((number, outcome.offset))
+
+        topic = instance.topic
+        topic.publish(name.encode(), name if keyed else None, settle, 0.0)
+
+    def crash(self, instance: Instance) -> None:
+        """The process ends and starts again. What it had under way may still be written."""
+        if instance.appending is not None and self.random.random() < 0.5:
+            self.log.append(*instance.appending)
+        instance.topic.abandon(TrunklineError(ErrorCode.UNAVAILABLE, "crashed"))
+        self.instances[self.instances.index(instance)] = fresh = Instance()
+        fresh.topic.edges.add("edge")
+
+    def open(self, instance: Instance) -> None:
+        topic = instance.topic
+        if instance.opening is None:
+            payload = topic.loaded(self.log.load(topic.known_sequence))
+            instance.opening = payload, topic.sequence
+            return
+        opening, instance.opening = instance.opening, None
+        fate = self.random.random()
+        sequence = None if fate < 0.1 else self.log.append(*opening)
+        if sequence is not None and fate < 0.8:
+            topic.opened(sequence)
+
+    def append(self, instance: Instance) -> None:
+        topic = instance.topic
+        if instance.appending is None:
+            payload = topic.next_entry(self.random.choice([1, 100, LIMIT_BYTES]))
+            if payload is not None:
+                instance.appending = payload, topic.sequence
+            return
+        appending, instance.appending = instance.appending, None
+        fate = self.random.random()
+        sequence = None if fate < 0.1 else self.log.append(*appending)
+        if sequence is not None and fate < 0.8:
+            topic.appended(sequence)
+        else:
+            topic.doubted()
+
+    def hear(self, instance: Instance) -> None:
+        pending = instance.topic.take_pending()
+        if pending and instance.epoch != instance.topic.epoch:
+            instance.epoch = instance.topic.epoch
+            instance.heard = []
+        instance.heard.extend(pending)
+
+    def check_instance(self, instance: Instance) -> None:
+        topic = instance.topic
+        assert len(topic.tail) <= HISTORY
+        tail = [each.offset for each in topic.tail]
+        assert tail == list(range(topic.offset - len(tail) + 1, topic.offset + 1))
+        heard = [each.offset for each in instance.heard]
+        assert heard == sorted(set(heard))
+
+    def quiesce(self) -> None:
+        """No more faults: all that waits is settled."""
+        for instance in self.instances:
+            topic = instance.topic
+            if instance.appending is not None:
+                topic.doubted()
+            for _ in range(1000):
+                if not topic.open:
+                    opened(self.log, topic)
+                payload = topic.next_entry(LIMIT_BYTES)
+                if payload is None:
+                    break
+                sequence = self.log.append(payload, topic.sequence)
+                if sequence is None:
+                    topic.doubted()
+                else:
+                    topic.appended(sequence)
+            self.hear(instance)
+            self.check_instance(instance)
+        assert not +self.unsettled, "somebody still waits"
+
+    def check(self) -> None:
+        by_epoch: dict[str, list[bytes]] = {}
+        for _, entry in self.log.written:
+            publications = by_epoch.setdefault(entry.epoch, [])
+            assert entry.offset == len(publications) + 1, "a gap or a repetition"
+            publications.extend(logged.data for logged in entry.publications)
+        for name, positions in self.acknowledged.items():
+            if not self.expiry:
+                assert len(set(positions)) == 1, f"{name} has two positions"
+            for position in positions:
+                assert position.offset <= len(by_epoch[position.epoch]), f"{name} is lost"
+                assert by_epoch[position.epoch][position.offset - 1] == name.encode(), f"{name} is not at {position}"
+        for epoch, publications in by_epoch.items():
+            twice = [data for data, count in Counter(publications).items() if count > 1]
+            assert not twice, f"{twice} are in {epoch} twice"
+        for settled in self.settled.values():
+            assert settled == sorted(settled), "out of order"
+            assert sorted(offset for _, offset in settled) == [offset for _, offset in settled], "out of order"
+        if not self.expiry:
+            assert len(by_epoch) <= 1
+            logged = set().union(*by_epoch.values()) if by_epoch else set()
+            assert {str(number).encode() for number in range(1, self.number + 1)} - logged <= {
+                name.encode() for name in self.failed
+            }
+        for instance in self.instances:
+            for publication in instance.heard:
+                assert by_epoch[instance.epoch][publication.offset - 1] == publication.data
+
+
+@pytest.mark.parametrize("expiry", [False, True], ids=["", "expiry"])
+def test_whatever_happens_nothing_acknowledged_is_lost_or_twice_or_elsewhere(expiry: bool) -> None:
+    acknowledged = 0
+    for seed in range(150):
+        simulation = Simulation(seed, expiry=expiry)
+        try:
+            simulation.run(400)
+            simulation.check()
+        except AssertionError as error:
+            error.add_note(f"Simulation({seed}, expiry={expiry})")
+            raise
+        acknowledged += len(simulation.acknowledged)
+    assert acknowledged > 7_500, "the schedules do not do much"
+
+
+# ------------------------------------------------------------------------------------------------ group commit
+
+
+def test_what_arrives_while_an_append_is_under_way_forms_the_next_entry() -> None:
+    log = Log()
+    topic = opened(log)
+    first = publish(topic, b"1")
+    payload = topic.next_entry(LIMIT_BYTES)
+    assert payload is not None
+    later = [publish(topic, b"%d" % number) for number in range(2, 10)]
+    assert topic.next_entry(LIMIT_BYTES) is None, "one append at a time"
+    assert (first, topic.offset) == ([], 0), "nobody hears of what could still be lost"
+    sequence = log.append(payload, topic.sequence)
+    assert sequence is not None
+    topic.appended(sequence)
+    assert first == [Position(1, topic.epoch)]
+    entry = append(log, topic)
+    assert [logged.data for logged in entry.publications] == [b"%d" % number for number in range(2, 10)]
+    assert [outcome for outcomes in later for outcome in outcomes] == [Position(n, topic.epoch) for n in range(2, 10)]
+
+
+@given(st.lists(st.integers(1, 2 * LIMIT_BYTES), min_size=1, max_size=30))
+def test_an_entry_stays_below_its_limit_unless_one_publication_is_larger(sizes: list[int]) -> None:
+    log = Log()
+    topic = opened(log)
+    for size in sizes:
+        publish(topic, b"x" * size)
+    found: list[int] = []
+    while len(found) < len(sizes):
+        entry = append(log, topic)
+        lengths = [len(logged.data) for logged in entry.publications]
+        assert lengths
+        assert len(lengths) == 1 or sum(lengths) <= LIMIT_BYTES
+        found += lengths
+    assert found == sizes
+    assert topic.next_entry(LIMIT_BYTES) is None
+
+
+def test_what_waits_for_the_log_is_bounded_and_what_is_refused_leaves_nothing() -> None:
+    log = Log()
+    topic = opened(log)
+    outcomes = [publish(topic, b"x" * 100_000) for _ in range(100)]
+    refused = [outcome for each in outcomes for outcome in each]
+    assert refused
+    assert all(isinstance(each, TrunklineError) and each.code == ErrorCode.OVERLOADED.code for each in refused)
+    accepted = len(outcomes) - len(refused)
+    assert accepted * 100_000 <= WAITING_BYTES
+    while topic.next_entry(WAITING_BYTES) is not None:
+        topic.appended(topic.sequence + 1)
+    assert topic.offset == accepted
+    assert not any(isinstance(each, TrunklineError) for each in publish(topic, b"1")), "there is room again"
+
+
+# ------------------------------------------------------------------------------------------------ opening
+
+
+def test_a_topic_that_was_never_published_to_has_a_stable_position() -> None:
+    log = Log()
+    first = opened(log).position
+    assert first.offset == 0
+    assert opened(log).position == first
+    topic = opened(log)
+    published(log, topic, b"1", b"2")
+    assert [each.data for each in topic.since(first) or ()] == [b"1", b"2"]
+
+
+def test_an_opening_entry_fences_the_other_owner() -> None:
+    log = Log()
+    old = opened(log)
+    outcomes = publish(old, b"late")
+    payload = old.next_entry(LIMIT_BYTES)
+    assert payload is not None
+    new = opened(log)
+    assert log.append(payload, old.sequence) is None
+    published(log, new, b"1")
+    old.doubted()
+    assert outcomes == []
+    opened(log, old)
+    append(log, old)
+    assert outcomes == [Position(2, new.epoch)]
+    assert [each.data for each in old.since(Position(0, new.epoch)) or ()] == [b"1", b"late"]
+
+
+def test_what_was_written_and_not_acknowledged_is_settled_and_not_written_again() -> None:
+    log = Log()
+    topic = opened(log)
+    topic.edges.add("edge")
+    outcomes = publish(topic, b"1")
+    payload = topic.next_entry(LIMIT_BYTES)
+    assert payload is not None
+    log.append(payload, topic.sequence)
+    topic.doubted()
+    opened(log, topic)
+    assert outcomes == [Position(1, topic.epoch)]
+    assert topic.next_entry(LIMIT_BYTES) is None
+    assert topic.take_pending() == [Publication(1, b"1")]
+
+
+def test_what_may_have_been_written_before_all_that_could_be_read_is_told_to_be_unknown() -> None:
+    log = Log(2, 2)
+    topic = opened(log)
+    outcomes = publish(topic, b"1")
+    payload = topic.next_entry(LIMIT_BYTES)
+    assert payload is not None
+    log.append(payload, topic.sequence)
+    topic.doubted()
+    published(log, opened(log), b"2", b"3")
+    opened(log, topic)
+    assert [each.code for each in outcomes if isinstance(each, TrunklineError)] == [ErrorCode.UNAVAILABLE.code]
+    assert topic.next_entry(LIMIT_BYTES) is None
+
+
+def test_when_a_log_has_expired_the_next_one_has_another_epoch() -> None:
+    log = Log()
+    topic = opened(log)
+    published(log, topic, b"1", b"2")
+    before = topic.position
+    log.expire()
+    outcomes = publish(topic, b"3")
+    payload = topic.next_entry(LIMIT_BYTES)
+    assert payload is not None
+    assert log.append(payload, topic.sequence) is None
+    topic.doubted()
+    opened(log, topic)
+    append(log, topic)
+    assert topic.epoch != before.epoch
+    assert outcomes == [Position(1, topic.epoch)]
+    assert topic.since(before) is None
+    assert [each.data for each in topic.tail] == [b"3"]
+
+
+def test_what_another_owner_wrote_is_told_to_the_edges_unless_the_epoch_is_another() -> None:
+    log = Log()
+    topic = opened(log)
+    topic.edges.add("edge")
+    published(log, topic, b"1")
+    topic.take_pending()
+    published(log, opened(log), b"2", b"3")
+    topic.doubted()
+    opened(log, topic)
+    assert topic.take_pending() == [Publication(2, b"2"), Publication(3, b"3")]
+
+
+def test_opening_entries_of_others_alone_do_not_move_what_is_remembered() -> None:
+    """A topic that missed more than is read at an opening must not serve its old tail under new offsets."""
+    log = Log(2, 2)
+    topic = opened(log)
+    published(log, topic, b"1", b"2")
+    published(log, opened(log), b"3", b"4")
+    opened(log)
+    opened(log)
+    topic.doubted()
+    opened(log, topic)
+    assert topic.offset == 4
+    assert topic.since(Position(2, topic.epoch)) is None
+    assert topic.may_have(3)
+    topic.remember(list(log.entries.values()))
+    assert [each.data for each in topic.since(Position(0, topic.epoch)) or ()] == [b"1", b"2", b"3", b"4"]
+
+
+# ------------------------------------------------------------------------------------------------ keys
+
+
+def test_a_key_is_published_once_also_by_the_next_owner() -> None:
+    log = Log()
+    topic = opened(log)
+    waiting = [publish(topic, b"1", "k"), publish(topic, b"2", "k")]
+    append(log, topic)
+    first = Position(1, topic.epoch)
+    assert waiting == [[first], [first]], "both while it waits"
+    assert publish(topic, b"3", "k") == [first]
+    assert publish(opened(log), b"4", "k") == [first]
+    assert [entry.top for entry in log.entries.values()] == [0, 1, 1]
+
+
+def test_a_key_that_another_owner_has_written_is_not_written_again() -> None:
+    log = Log()
+    old = opened(log)
+    outcomes = publish(old, b"1", "k")
+    old.doubted()
+    new = opened(log)
+    publish(new, b"1", "k")
+    append(log, new)
+    opened(log, old)
+    assert outcomes == [Position(1, new.epoch)]
+    assert old.next_entry(LIMIT_BYTES) is None
+
+
+def test_the_window_of_keys_is_bounded_and_the_oldest_go_first() -> None:
+    topic = Topic(NAME, EPHEMERAL, 0.0)
+    for number in range(IDEMPOTENCY_KEYS + 1):
+        publish(topic, b"1", str(number))
+    assert publish(topic, b"1", "1") == [Position(2, topic.epoch)]
+    assert publish(topic, b"1", "0") == [Position(IDEMPOTENCY_KEYS + 2, topic.epoch)]
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+@given(st.integers(0, 3 * HISTORY), st.integers(-1, 3 * HISTORY + 2))
+def test_since_is_all_or_nothing(count: int, offset: int) -> None:
+    log = Log()
+    topic = opened(log)
+    published(log, topic, *(b"%d" % number for number in range(1, count + 1)))
+    found = topic.since(Position(offset, topic.epoch))
+    if max(0, count - HISTORY) <= offset <= count:
+        assert found == [Publication(each, b"%d" % each) for each in range(offset + 1, count + 1)]
+    else:
+        assert found is None
+    assert topic.since(Position(offset, "other")) is None
+
+
+def test_pages() -> None:
+    log = Log()
+    topic = opened(log)
+    published(log, topic, *(b"%d" % number for number in range(1, 11)))
+
+    def page(since: int | None, limit: int, reverse: bool) -> list[int]:
+        position = None if since is None else Position(since, topic.epoch)
+        return [each.offset for each in topic.page(position, limit, reverse)]
+
+    assert page(None, 3, False) == [1, 2, 3]
+    assert page(None, 3, True) == [10, 9, 8]
+    assert page(3, 3, False) == [4, 5, 6]
+    assert page(3, 3, True) == [2, 1]
+    assert page(10, 3, False) == []
+    assert page(None, 0, False) == []
+    with pytest.raises(TrunklineError) as raised:
+        topic.page(Position(1, "other"), 1, False)
+    assert raised.value.code == ErrorCode.UNRECOVERABLE.code
+
+
+@given(st.lists(st.integers(1, TAIL_BYTES), max_size=8))
+def test_what_is_remembered_is_bounded_in_bytes_and_has_no_holes(sizes: list[int]) -> None:
+    log = Log()
+    topic = opened(log)
+    for size in sizes:
+        publish(topic, b"x" * size)
+        append(log, topic)
+    assert len(topic.tail) <= 1 or sum(len(each.data) for each in topic.tail) <= TAIL_BYTES
+    assert [each.offset for each in topic.tail] == list(range(len(sizes) - len(topic.tail) + 1, len(sizes) + 1))
+
+
+# ------------------------------------------------------------------------------------------------ without a log
 
 
 @given(st.lists(st.integers(0, 5), max_size=20))
 def test_offsets_count_from_one_without_gaps_however_often_they_are_taken(taken_after: list[int]) -> None:
-    topic = Topic("room.1", 0.0)
+    topic = Topic(NAME, EPHEMERAL, 0.0)
     topic.edges.add("edge")
     seen: list[int] = []
     last = 0
     for count in taken_after:
         for _ in range(count):
             last += 1
-            assert topic.publish(b"1", 0.0) == Position(last, topic.epoch)
+            assert publish(topic, b"1") == [Position(last, topic.epoch)]
         seen.extend(publication.offset for publication in topic.take_pending())
         assert topic.pending == []
     assert seen == list(range(1, last + 1))
@@ -25,25 +559,60 @@ def test_offsets_count_from_one_without_gaps_however_often_they_are_taken(taken_
 
 
 def test_without_an_edge_nothing_waits_and_the_offsets_go_on() -> None:
-    topic = Topic("room.1", 0.0)
-    topic.publish(b"1", 0.0)
+    topic = Topic(NAME, EPHEMERAL, 0.0)
+    publish(topic, b"1")
     assert topic.pending == []
     topic.edges.add("edge")
-    topic.publish(b"2", 0.0)
+    publish(topic, b"2")
     assert [(each.offset, each.data) for each in topic.take_pending()] == [(2, b"2")]
 
 
+def test_an_ephemeral_topic_recovers_only_who_has_missed_nothing() -> None:
+    topic = Topic(NAME, EPHEMERAL, 0.0)
+    publish(topic, b"1")
+    assert topic.since(Position(1, topic.epoch)) == []
+    assert topic.since(Position(0, topic.epoch)) is None
+
+
 def test_each_incarnation_has_its_own_epoch_and_the_same_partition() -> None:
-    topics = [Topic("room.1", 0.0) for _ in range(50)]
+    topics = [Topic(NAME, EPHEMERAL, 0.0) for _ in range(50)]
     assert len({topic.epoch for topic in topics}) == 50
-    assert {topic.partition for topic in topics} == {partition_of("room.1")}
+    assert {topic.partition for topic in topics} == {partition_of(NAME)}
+
+
+# ------------------------------------------------------------------------------------------------ the end
 
 
 def test_a_topic_is_idle_only_without_edges_and_after_its_time() -> None:
-    topic = Topic("room.1", 100.0)
+    topic = Topic(NAME, EPHEMERAL, 100.0)
     assert not topic.idle(110.0, 10.0)
     assert topic.idle(110.1, 10.0)
-    topic.publish(b"1", 105.0)
+    topic.publish(b"1", None, lambda _: None, 105.0)
     assert not topic.idle(110.1, 10.0)
     topic.edges.add("edge")
     assert not topic.idle(1000.0, 10.0)
+
+
+def test_a_topic_that_waits_for_its_log_is_not_idle() -> None:
+    log = Log()
+    topic = opened(log)
+    assert topic.idle(1000.0, 10.0)
+    publish(topic, b"1")
+    assert not topic.idle(1000.0, 10.0)
+    assert topic.next_entry(LIMIT_BYTES) is not None
+    assert not topic.idle(1000.0, 10.0)
+
+
+def test_who_gives_up_settles_everything_once() -> None:
+    log = Log()
+    topic = opened(log)
+    doubted = publish(topic, b"1")
+    topic.next_entry(LIMIT_BYTES)
+    topic.doubted()
+    opened(log, topic)
+    in_flight = publish(topic, b"2")
+    topic.next_entry(LIMIT_BYTES)
+    waiting = publish(topic, b"3", "k")
+    error = TrunklineError(ErrorCode.UNAVAILABLE, "another owner")
+    topic.abandon(error)
+    assert [doubted, in_flight, waiting] == [[error], [error], [error]]

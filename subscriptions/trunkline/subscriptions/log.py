@@ -22,6 +22,7 @@ __all__ = ["TopicLog"]
 
 OPENING_AT_ONCE: Final = 64
 ENTRIES_AT_OPENING: Final = 4
+ENTRIES_AT_REOPENING: Final = 64
 SPARE_ENTRIES: Final = 16
 """Opening entries take places in the log, too."""
 
@@ -63,11 +64,16 @@ class TopicLog:
         self._entry_bytes = entry_bytes
         self._openings = asyncio.Semaphore(OPENING_AT_ONCE)
         self._ensured: set[str] = set()
+        self._stopped = False
         self._loop = asyncio.get_running_loop()
+
+    def stop(self) -> None:
+        """Moves nothing any more: what is under way ends unheard."""
+        self._stopped = True
 
     def advance(self, topic: Topic) -> None:
         """Does what a topic with history needs next: opens it, or appends what waits. Harmless when there is nothing."""
-        if topic.closed:
+        if self._stopped:
             return
         if not topic.open:
             if not topic.opening:
@@ -85,7 +91,7 @@ class TopicLog:
 
     def _appended(self, topic: Topic, started_at: float, future: asyncio.Future[int]) -> None:
         error = None if future.cancelled() else future.exception()
-        if future.cancelled() or topic.closed:
+        if future.cancelled() or self._stopped:
             return
         if error is None:
             _written.inc()
@@ -109,10 +115,7 @@ class TopicLog:
             while True:
                 try:
                     await self.ensure(topic.namespace)
-                    loaded = await self._load(stream, subject)
-                    if topic.closed:
-                        return
-                    opening = topic.loaded(loaded)
+                    opening = topic.loaded(await self._load(stream, subject, topic.known_sequence))
                     topic.opened(await self._streams.append(subject, opening, expected_last=topic.sequence))
                 except TrunklineError as error:
                     topic_openings.labels("again").inc()
@@ -126,8 +129,11 @@ class TopicLog:
         self._progressed(topic)
         self.advance(topic)
 
-    async def _load(self, stream: str, subject: str) -> Loaded:
-        """Reads the last entries: enough to know what an earlier owner may not have told its publishers any more."""
+    async def _load(self, stream: str, subject: str, known: int) -> Loaded:
+        """Reads the last entries: enough to know what an earlier owner may not have told its publishers any more.
+
+        Of a topic that was open, also all that is new since the entry `known`, as far as that is reasonable.
+        """
         log_reads.inc()
         message = await self._streams.last(stream, subject)
         sequence = 0 if message is None else message.sequence
@@ -135,7 +141,8 @@ class TopicLog:
         while message is not None:
             entry = _decode_entry(message.data)
             entries.insert(0, entry)
-            if entry.previous == 0 or len(entries) == ENTRIES_AT_OPENING:
+            most = ENTRIES_AT_REOPENING if 0 < known < entry.previous else ENTRIES_AT_OPENING
+            if entry.previous == 0 or len(entries) >= most:
                 return Loaded(entries, sequence, complete=entry.previous == 0)
             message = await self._streams.get(stream, entry.previous)
         return Loaded(entries, sequence)
@@ -145,7 +152,7 @@ class TopicLog:
         stream, _ = self._subjects.log_stream(topic.namespace.log_class)
         subject = self._subjects.log(topic.namespace.log_class, topic.name)
         attempt = 0
-        while topic.wants_tail and topic.open and not topic.closed:
+        while topic.wants_tail and topic.open:
             try:
                 log_reads.inc()
                 messages = await self._streams.read(stream, subject, topic.namespace.history + SPARE_ENTRIES)

@@ -97,7 +97,6 @@ class Topic:
         "_waiting",
         "_waiting_bytes",
         "_waiting_keys",
-        "closed",
         "due",
         "edges",
         "epoch",
@@ -122,8 +121,6 @@ class Topic:
         self.open = namespace is EPHEMERAL
         self.opening = False
         """Whether the shell is opening it."""
-        self.closed = False
-        """Whether it was abandoned: nothing happens to it any more."""
         self.epoch = new_epoch() if self.open else ""
         self.offset = 0
         self.due = False
@@ -158,6 +155,11 @@ class Topic:
     def sequence(self) -> int:
         """The stream sequence that the next append must find as the last one of its subject."""
         return self._sequence
+
+    @property
+    def known_sequence(self) -> int:
+        """The entries after this one must be read before the topic can be opened again; 0 if it never was open."""
+        return self._sequence if self._doubt is None else self._doubt[0].previous
 
     # ------------------------------------------------------------------ publishing
 
@@ -237,12 +239,23 @@ class Topic:
         for entry in loaded.entries:
             if entry.epoch == epoch:
                 self._take_over(entry, due=known)
-        if self._doubt is not None and any(entry.nonce == self._doubt[0].nonce for entry in loaded.entries):
-            entry, group = self._doubt
-            self._doubt = None
-            for index, waiting in enumerate(group):
-                self._settle(waiting, Position(entry.offset + index, entry.epoch))
+        self._clear_doubt(loaded.entries)
         return encode(Entry(VERSION, self.epoch, self.offset + 1, secrets.token_urlsafe(9), [], self._sequence))
+
+    def _clear_doubt(self, entries: Sequence[Entry]) -> None:
+        if self._doubt is None:
+            return
+        doubted, group = self._doubt
+        outcomes: list[Position | TrunklineError]
+        if any(entry.nonce == doubted.nonce for entry in entries):
+            outcomes = [Position(doubted.offset + index, doubted.epoch) for index in range(len(group))]
+        elif entries and entries[0].previous > doubted.previous:
+            outcomes = [TrunklineError(ErrorCode.UNAVAILABLE, "it is unknown whether this was published")] * len(group)
+        else:
+            return
+        self._doubt = None
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            self._settle(waiting, outcome)
 
     def remember(self, entries: Sequence[Entry]) -> None:
         """Takes all entries of the log, so that `tail` reaches as far back as it may."""
@@ -276,6 +289,13 @@ class Topic:
         if self._doubt is not None:
             self._waiting.extendleft(reversed(self._doubt[1]))
             self._doubt = None
+        waiting, self._waiting = self._waiting, deque()
+        for each in waiting:
+            offset = None if each.key is None else self._keys.get(each.key)
+            if offset is None:
+                self._waiting.append(each)
+            else:  # its publisher has asked another owner, too
+                self._settle(each, Position(offset, self.epoch))
 
     def _reset(self, epoch: str) -> None:
         self.epoch = epoch
@@ -286,20 +306,18 @@ class Topic:
         self._keys.clear()
 
     def _take_over(self, entry: Entry, *, due: bool) -> None:
+        if entry.offset > self.offset + 1:  # older entries have expired or were not read: the tail begins here
+            self.tail.clear()
+            self._tail_bytes = 0
+            self.tail_complete = self.tail_complete and self.offset == 0
+            self.offset = entry.offset - 1
         for index, logged in enumerate(entry.publications):
-            offset = entry.offset + index
-            if offset <= self.offset:
-                continue
-            publication = Publication(offset, logged.data)
-            if offset != self.offset + 1:
-                self.tail.clear()  # older entries have expired or were not read: the tail begins here
-                self._tail_bytes = 0
-                self.tail_complete = self.tail_complete and self.offset == 0
-            self.offset = offset
-            self._remember(publication, logged.key)
-            if due and self.edges:
-                self.pending.append(publication)
-        self.offset = max(self.offset, entry.top)
+            if entry.offset + index == self.offset + 1:
+                self.offset += 1
+                publication = Publication(self.offset, logged.data)
+                self._remember(publication, logged.key)
+                if due and self.edges:
+                    self.pending.append(publication)
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
         for waiting in group:
@@ -362,17 +380,11 @@ class Topic:
 
     def abandon(self, error: TrunklineError) -> None:
         """Settles all that waits with an error: its outcome is unknown, or it was not published. The topic's life ends."""
-        self.closed = True
         unsettled = [waiting for group in (self._doubt, self._in_flight) if group is not None for waiting in group[1]]
         self._in_flight = self._doubt = None
         for waiting in [*unsettled, *self._waiting]:
             self._settle(waiting, error)
         self._waiting.clear()
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether a publisher waits for its position."""
-        return bool(self._waiting) or self._in_flight is not None or self._doubt is not None
 
     def idle(self, now: float, idle_s: float) -> bool:
         """Whether nobody listens, nothing waits, and nothing has happened for `idle_s` seconds."""
