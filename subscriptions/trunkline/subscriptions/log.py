@@ -64,16 +64,11 @@ class TopicLog:
         self._entry_bytes = entry_bytes
         self._openings = asyncio.Semaphore(OPENING_AT_ONCE)
         self._ensured: set[str] = set()
-        self._stopped = False
         self._loop = asyncio.get_running_loop()
-
-    def stop(self) -> None:
-        """Moves nothing any more: what is under way ends unheard."""
-        self._stopped = True
 
     def advance(self, topic: Topic) -> None:
         """Does what a topic with history needs next: opens it, or appends what waits. Harmless when there is nothing."""
-        if self._stopped:
+        if topic.closed:
             return
         if not topic.open:
             if not topic.opening:
@@ -91,7 +86,7 @@ class TopicLog:
 
     def _appended(self, topic: Topic, started_at: float, future: asyncio.Future[int]) -> None:
         error = None if future.cancelled() else future.exception()
-        if future.cancelled() or self._stopped:
+        if future.cancelled() or topic.closed:
             return
         if error is None:
             _written.inc()
@@ -115,7 +110,10 @@ class TopicLog:
             while True:
                 try:
                     await self.ensure(topic.namespace)
-                    opening = topic.loaded(await self._load(stream, subject, topic.known_sequence))
+                    loaded = await self._load(stream, subject, topic.known_sequence)
+                    if topic.closed:
+                        return
+                    opening = topic.loaded(loaded)
                     topic.opened(await self._streams.append(subject, opening, expected_last=topic.sequence))
                 except TrunklineError as error:
                     topic_openings.labels("again").inc()
@@ -152,7 +150,7 @@ class TopicLog:
         stream, _ = self._subjects.log_stream(topic.namespace.log_class)
         subject = self._subjects.log(topic.namespace.log_class, topic.name)
         attempt = 0
-        while topic.wants_tail and topic.open:
+        while topic.wants_tail and topic.open and not topic.closed:
             try:
                 log_reads.inc()
                 messages = await self._streams.read(stream, subject, topic.namespace.history + SPARE_ENTRIES)

@@ -97,6 +97,7 @@ class Topic:
         "_waiting",
         "_waiting_bytes",
         "_waiting_keys",
+        "closed",
         "due",
         "edges",
         "epoch",
@@ -121,6 +122,8 @@ class Topic:
         self.open = namespace is EPHEMERAL
         self.opening = False
         """Whether the shell is opening it."""
+        self.closed = False
+        """Whether it was abandoned: nothing happens to it any more."""
         self.epoch = new_epoch() if self.open else ""
         self.offset = 0
         self.due = False
@@ -380,11 +383,17 @@ class Topic:
 
     def abandon(self, error: TrunklineError) -> None:
         """Settles all that waits with an error: its outcome is unknown, or it was not published. The topic's life ends."""
+        self.closed = True
         unsettled = [waiting for group in (self._doubt, self._in_flight) if group is not None for waiting in group[1]]
         self._in_flight = self._doubt = None
         for waiting in [*unsettled, *self._waiting]:
             self._settle(waiting, error)
         self._waiting.clear()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a publisher waits for its position."""
+        return bool(self._waiting) or self._in_flight is not None or self._doubt is not None
 
     def idle(self, now: float, idle_s: float) -> bool:
         """Whether nobody listens, nothing waits, and nothing has happened for `idle_s` seconds."""
