@@ -8,14 +8,15 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.simulated_log import Log
 
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import partition_of
 from trunkline.shared.wire import Publication
-from trunkline.subscriptions.log import ENTRIES_AT_OPENING, ENTRIES_AT_REOPENING, SPARE_ENTRIES
+from trunkline.subscriptions.log import ENTRIES_AT_OPENING
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
-from trunkline.subscriptions.topic import IDEMPOTENCY_KEYS, TAIL_BYTES, WAITING_BYTES, Entry, Loaded, Topic
+from trunkline.subscriptions.topic import IDEMPOTENCY_KEYS, TAIL_BYTES, WAITING_BYTES, Entry, Topic
 
 NAME = "room.1"
 HISTORY = 30
@@ -26,49 +27,7 @@ Outcome = Position | TrunklineError
 
 decode = msgspec.msgpack.Decoder(Entry).decode
 
-# ------------------------------------------------------------------------------------------------ a simulated log
-
-
-class Log:
-    """One subject of a stream: appends that expect a sequence, a limited number of entries, and their age."""
-
-    def __init__(self, at_opening: int = ENTRIES_AT_OPENING, at_reopening: int = ENTRIES_AT_REOPENING) -> None:
-        self.sequence = 0
-        self.at_opening = at_opening
-        self.at_reopening = at_reopening
-        self.entries: dict[int, Entry] = {}
-        self.written: list[tuple[int, Entry]] = []
-        """All that ever was in it."""
-
-    @property
-    def last(self) -> int:
-        return max(self.entries, default=0)
-
-    def append(self, payload: bytes, expected_last: int, most: int = HISTORY + SPARE_ENTRIES) -> int | None:
-        """Returns the entry's sequence, or None: somebody else has written."""
-        if self.last != expected_last:
-            return None
-        self.sequence += 1
-        self.entries[self.sequence] = decode(payload)
-        self.written.append((self.sequence, self.entries[self.sequence]))
-        while len(self.entries) > most:
-            del self.entries[min(self.entries)]
-        return self.sequence
-
-    def load(self, known: int) -> Loaded:
-        """As the shell reads it."""
-        last = at = self.last
-        entries: list[Entry] = []
-        while (entry := self.entries.get(at)) is not None:
-            entries.insert(0, entry)
-            most = self.at_reopening if 0 < known < entry.previous else self.at_opening
-            if entry.previous == 0 or len(entries) >= most:
-                return Loaded(entries, last, complete=entry.previous == 0)
-            at = entry.previous
-        return Loaded(entries, last)
-
-    def expire(self) -> None:
-        self.entries.clear()
+# ------------------------------------------------------------------------------------------------ what the shell does
 
 
 def opened(log: Log, topic: Topic | None = None, namespace: Namespace = LOGGED) -> Topic:
@@ -126,7 +85,7 @@ class Simulation:
         self.keys = self.random.random() < 0.5
         """Whether publications are repeated. Their keys are known as far back as the log is read, here all of it."""
         few = self.random.randint(1, ENTRIES_AT_OPENING)
-        self.log = Log(1_000, 1_000) if self.keys else Log(few, few)
+        self.log = Log(HISTORY, 1_000, 1_000) if self.keys else Log(HISTORY, few, few)
         self.instances = [Instance(), Instance()]
         for instance in self.instances:
             instance.topic.edges.add("edge")
@@ -300,7 +259,7 @@ def test_whatever_happens_nothing_acknowledged_is_lost_or_twice_or_elsewhere(exp
 
 
 def test_what_arrives_while_an_append_is_under_way_forms_the_next_entry() -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     first = publish(topic, b"1")
     payload = topic.next_entry(LIMIT_BYTES)
@@ -319,7 +278,7 @@ def test_what_arrives_while_an_append_is_under_way_forms_the_next_entry() -> Non
 
 @given(st.lists(st.integers(1, 2 * LIMIT_BYTES), min_size=1, max_size=30))
 def test_an_entry_stays_below_its_limit_unless_one_publication_is_larger(sizes: list[int]) -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     for size in sizes:
         publish(topic, b"x" * size)
@@ -335,7 +294,7 @@ def test_an_entry_stays_below_its_limit_unless_one_publication_is_larger(sizes: 
 
 
 def test_what_waits_for_the_log_is_bounded_and_what_is_refused_leaves_nothing() -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     outcomes = [publish(topic, b"x" * 100_000) for _ in range(100)]
     refused = [outcome for each in outcomes for outcome in each]
@@ -353,7 +312,7 @@ def test_what_waits_for_the_log_is_bounded_and_what_is_refused_leaves_nothing() 
 
 
 def test_a_topic_that_was_never_published_to_has_a_stable_position() -> None:
-    log = Log()
+    log = Log(HISTORY)
     first = opened(log).position
     assert first.offset == 0
     assert opened(log).position == first
@@ -363,7 +322,7 @@ def test_a_topic_that_was_never_published_to_has_a_stable_position() -> None:
 
 
 def test_an_opening_entry_fences_the_other_owner() -> None:
-    log = Log()
+    log = Log(HISTORY)
     old = opened(log)
     outcomes = publish(old, b"late")
     payload = old.next_entry(LIMIT_BYTES)
@@ -380,7 +339,7 @@ def test_an_opening_entry_fences_the_other_owner() -> None:
 
 
 def test_what_was_written_and_not_acknowledged_is_settled_and_not_written_again() -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     topic.edges.add("edge")
     outcomes = publish(topic, b"1")
@@ -395,7 +354,7 @@ def test_what_was_written_and_not_acknowledged_is_settled_and_not_written_again(
 
 
 def test_what_may_have_been_written_before_all_that_could_be_read_is_told_to_be_unknown() -> None:
-    log = Log(2, 2)
+    log = Log(HISTORY, 2, 2)
     topic = opened(log)
     outcomes = publish(topic, b"1")
     payload = topic.next_entry(LIMIT_BYTES)
@@ -409,7 +368,7 @@ def test_what_may_have_been_written_before_all_that_could_be_read_is_told_to_be_
 
 
 def test_when_a_log_has_expired_the_next_one_has_another_epoch() -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     published(log, topic, b"1", b"2")
     before = topic.position
@@ -428,7 +387,7 @@ def test_when_a_log_has_expired_the_next_one_has_another_epoch() -> None:
 
 
 def test_what_another_owner_wrote_is_told_to_the_edges_unless_the_epoch_is_another() -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     topic.edges.add("edge")
     published(log, topic, b"1")
@@ -441,7 +400,7 @@ def test_what_another_owner_wrote_is_told_to_the_edges_unless_the_epoch_is_anoth
 
 def test_opening_entries_of_others_alone_do_not_move_what_is_remembered() -> None:
     """A topic that missed more than is read at an opening must not serve its old tail under new offsets."""
-    log = Log(2, 2)
+    log = Log(HISTORY, 2, 2)
     topic = opened(log)
     published(log, topic, b"1", b"2")
     published(log, opened(log), b"3", b"4")
@@ -460,7 +419,7 @@ def test_opening_entries_of_others_alone_do_not_move_what_is_remembered() -> Non
 
 
 def test_a_key_is_published_once_also_by_the_next_owner() -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     waiting = [publish(topic, b"1", "k"), publish(topic, b"2", "k")]
     append(log, topic)
@@ -472,7 +431,7 @@ def test_a_key_is_published_once_also_by_the_next_owner() -> None:
 
 
 def test_a_key_that_another_owner_has_written_is_not_written_again() -> None:
-    log = Log()
+    log = Log(HISTORY)
     old = opened(log)
     outcomes = publish(old, b"1", "k")
     old.doubted()
@@ -497,7 +456,7 @@ def test_the_window_of_keys_is_bounded_and_the_oldest_go_first() -> None:
 
 @given(st.integers(0, 3 * HISTORY), st.integers(-1, 3 * HISTORY + 2))
 def test_since_is_all_or_nothing(count: int, offset: int) -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     published(log, topic, *(b"%d" % number for number in range(1, count + 1)))
     found = topic.since(Position(offset, topic.epoch))
@@ -509,7 +468,7 @@ def test_since_is_all_or_nothing(count: int, offset: int) -> None:
 
 
 def test_pages() -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     published(log, topic, *(b"%d" % number for number in range(1, 11)))
 
@@ -530,7 +489,7 @@ def test_pages() -> None:
 
 @given(st.lists(st.integers(1, TAIL_BYTES), max_size=8))
 def test_what_is_remembered_is_bounded_in_bytes_and_has_no_holes(sizes: list[int]) -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     for size in sizes:
         publish(topic, b"x" * size)
@@ -594,7 +553,7 @@ def test_a_topic_is_idle_only_without_edges_and_after_its_time() -> None:
 
 
 def test_a_topic_that_waits_for_its_log_is_not_idle() -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     assert topic.idle(1000.0, 10.0)
     publish(topic, b"1")
@@ -604,7 +563,7 @@ def test_a_topic_that_waits_for_its_log_is_not_idle() -> None:
 
 
 def test_who_gives_up_settles_everything_once() -> None:
-    log = Log()
+    log = Log(HISTORY)
     topic = opened(log)
     doubted = publish(topic, b"1")
     topic.next_entry(LIMIT_BYTES)

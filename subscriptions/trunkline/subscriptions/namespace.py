@@ -26,7 +26,7 @@ class Namespace:
     @property
     def log_class(self) -> str:
         """A token for subjects and stream names."""
-        return f"h{self.history}_t{self.ttl_s:g}_r{self.replicas}".replace(".", "p")
+        return f"h{self.history}_t{self.ttl_s:.12g}_r{self.replicas}".replace(".", "p")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Namespace) and self.log_class == other.log_class
