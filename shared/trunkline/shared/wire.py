@@ -358,14 +358,14 @@ class Beat(msgspec.Struct, array_like=True):
     """An instance of the subscription service lives; published to `owners`.
 
     `sent_at` is a time of the sender's own clock, which tells it how old a beat of its own is that comes back. `leaving`: it
-    stops, and wants no partitions. `released`: it has just released partitions.
+    stops, and wants no partitions. `changed`: it has just claimed or released partitions.
     """
 
     version: int
     instance: str
     sent_at: float
     leaving: bool
-    released: bool
+    changed: bool
 
 
 def decode_error(error: msgspec.MsgspecError, what: str) -> TrunklineError:

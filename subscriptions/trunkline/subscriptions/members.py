@@ -25,8 +25,7 @@ class Members:
 
     def heard(self, instance: str, leaving: bool, now: float) -> bool:
         """Notes a beat. Returns whether that is news: the instance is new, or it has begun to leave."""
-        known = instance in self._heard and self.is_living(instance, now)
-        news = not known or leaving != (instance in self._leaving)
+        news = instance not in self.heard_lately(now) or leaving != (instance in self._leaving)
         self._heard[instance] = now
         if leaving:
             self._leaving.add(instance)
@@ -44,9 +43,13 @@ class Members:
         at = self._heard.get(instance, self._mentioned.get(instance))
         return at is not None and now - at <= self._silence_s
 
+    def heard_lately(self, now: float) -> frozenset[str]:
+        """Returns those that were heard within `silence_s`."""
+        return frozenset(each for each, at in self._heard.items() if now - at <= self._silence_s)
+
     def candidates(self, now: float) -> frozenset[str]:
-        """Returns those that were heard, live and stay: who partitions are given to."""
-        return frozenset(each for each in self._heard if self.is_living(each, now) and each not in self._leaving)
+        """Returns those that were heard and stay: who partitions are given to."""
+        return self.heard_lately(now) - self._leaving
 
     def forget(self, now: float) -> None:
         """Drops those that have been silent for long, so that restarts do not add up."""

@@ -123,9 +123,11 @@ class Ownership:
     @property
     def ownerless(self) -> list[int]:
         """The partitions without a living owner, as far as this instance knows."""
-        now = self._loop.time()
+        heard = self._members.heard_lately(self._loop.time()) - {self._instance}
         return [
-            partition for partition in range(PARTITIONS) if partition not in self.terms and self._is_free(partition, now)
+            partition
+            for partition, claim in enumerate(self._claims)
+            if partition not in self.terms and claim.instance not in heard
         ]
 
     # ------------------------------------------------------------------ life
@@ -154,8 +156,8 @@ class Ownership:
 
     # ------------------------------------------------------------------ beats
 
-    def _beat(self, *, released: bool = False) -> None:
-        beat = wire.Beat(wire.VERSION, self._instance, self._loop.time(), self._leaving, released)
+    def _beat(self, *, changed: bool = False) -> None:
+        beat = wire.Beat(wire.VERSION, self._instance, self._loop.time(), self._leaving, changed)
         with contextlib.suppress(TrunklineError):  # a missing beat says the same
             self._bus.publish(self._beats, wire.encode(beat))
 
@@ -168,10 +170,12 @@ class Ownership:
                 self._verified = False
                 news = True
             self._proved_at = max(self._proved_at, beat.sent_at)
-        elif news:
-            self._beat()  # a newcomer learns of us at once
-        if news or beat.released:
+            if news:
+                self._wake.set()
+        elif news or beat.changed:
             self._wake.set()
+            if news:
+                self._beat()  # a newcomer learns of us at once
 
     # ------------------------------------------------------------------ claims
 
@@ -260,6 +264,7 @@ class Ownership:
             await self._holder.lost(won)
             raise
         self.terms.update(won)
+        self._beat(changed=True)
         partitions_owned.set(len(self.terms))
         claims.labels("claimed").inc(len(won))
         log.info("owns partitions", gained=sorted(won), owned=len(self.terms))
@@ -286,7 +291,7 @@ class Ownership:
     async def _release(self, partitions: Collection[int]) -> None:
         if partitions:
             await self._write(partitions, RELEASED)
-            self._beat(released=True)
+            self._beat(changed=True)
 
     async def _lose(self, partitions: Collection[int], change: str) -> None:
         for partition in partitions:
