@@ -172,6 +172,8 @@ class Server:
             self._subscribing.forget(connection)
         if manifest.disconnect:
             await self._tell_disconnected(connection, socket)
+        if socket is not None:
+            await socket.wait_closed()
         return response
 
     async def _admit(self, request: web.Request) -> tuple[Connection, web.WebSocketResponse, Manifest]:

@@ -39,6 +39,7 @@ class Socket:
     """Reads messages and writes frames of one WebSocket."""
 
     __slots__ = (
+        "_ending",
         "_loop",
         "_outbox_bytes",
         "_response",
@@ -65,6 +66,7 @@ class Socket:
         self._tasks = tasks
         self._outbox_bytes = outbox_bytes
         self._slow_close_s = slow_close_s
+        self._ending: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self.heard_at = self._loop.time()
         """When the client last sent anything (event-loop time)."""
@@ -120,7 +122,16 @@ class Socket:
             return
         self.closing = True
         self.close_code, self.close_reason = int(code), reason
-        self._tasks.start(self._close(int(code), reason), "close a socket")
+        self._ending = self._tasks.start(self._close(int(code), reason), "close a socket")
+
+    async def wait_closed(self) -> None:
+        """Returns when the client has answered our close frame, at the latest `slow_close_s` after `close`.
+
+        A TCP connection that ends before that is reset by what the client still sends, and a reset can cost the client the
+        close code and what came before it.
+        """
+        if self._ending is not None:
+            await asyncio.wait({self._ending})
 
     async def _close(self, code: int, reason: str) -> None:
         try:

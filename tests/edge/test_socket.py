@@ -1,0 +1,46 @@
+"""The end of a socket, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.support.cluster import cluster
+
+from trunkline.app import Channel, Context
+
+HANDSHAKE = (
+    b"GET /ws/chat HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+MASK = b"\x00\x00\x00\x00"
+LEAVE = b'{"action":"leave"}'
+LEAVE_FRAME = b"\x81" + bytes([0x80 | len(LEAVE)]) + MASK + LEAVE
+
+
+async def test_the_connection_stays_until_the_client_has_answered_the_close() -> None:
+    """What it still sends is ignored, and must not reset the connection under the close frame that it has yet to read."""
+    chat = Channel("chat")
+
+    @chat.on("leave")
+    async def leave(ctx: Context) -> None:
+        await ctx.send("the last word")
+        await ctx.close(4001, "go")
+
+    async with cluster(chat, edge={"slow_close_s": 5.0}) as trunkline, asyncio.timeout(10):
+        host, port = trunkline.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(HANDSHAKE)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(LEAVE_FRAME)
+        while trunkline.edge._hub.connections:
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            writer.write(LEAVE_FRAME)
+            await writer.drain()
+            await asyncio.sleep(0.005)
+        assert await reader.readexactly(17) == b'\x81\x0f"the last word"'
+        assert await reader.readexactly(6) == b"\x88\x04" + (4001).to_bytes(2, "big") + b"go"
+        writer.write(b"\x88\x82" + MASK + (4001).to_bytes(2, "big"))
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
