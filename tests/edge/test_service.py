@@ -42,6 +42,10 @@ class Wait(BaseModel):
     number: int = 0
 
 
+class Direct(BaseModel):
+    connection_id: str
+
+
 class Name(BaseModel):
     topic: str
 
@@ -105,6 +109,18 @@ class Chat:
         @channel.on("deafen")
         async def deafen(ctx: Context[State], message: Name) -> None:
             await ctx.unsubscribe(message.topic)
+
+        @channel.on("who")
+        async def who(ctx: Context[State]) -> str:
+            return ctx.connection_id
+
+        @channel.on("direct")
+        async def direct(ctx: Context[State], message: Direct) -> None:
+            other = ctx.connection(message.connection_id)
+            await other.send({"from": ctx.connection_id})
+            await other.subscribe("hidden.1")
+            await other.unsubscribe("hidden.1")
+            await other.close(4002, "out")
 
         @channel.on("leave")
         async def leave(ctx: Context[State]) -> None:
@@ -236,6 +252,21 @@ async def test_a_handler_closes_the_connection_with_its_own_code(trunkline: Clus
         assert (closed.code, closed.reason) == (4001, "as you wish")
     await eventually(lambda: chat.gone)
     assert chat.gone == [("Ada", Disconnect(4001, "as you wish"))]
+
+
+async def test_a_handler_directs_other_connections_also_of_other_edges(trunkline: Cluster) -> None:
+    second = await trunkline.start_edge()
+    async with trunkline.connect() as client, trunkline.connect(edge=second) as other:
+        me = (await client.ask("who"))["result"]
+        it = (await other.ask("who"))["result"]
+        assert await client.ask("direct", connection_id=it) == {}
+        assert await other.receive() == {"from": me}
+        assert (await other.receive())["subscribed"] is True
+        assert (await other.receive())["unsubscribed"] is True
+        closed = await other.closed()
+        assert (closed.code, closed.reason) == (4002, "out")
+        await eventually(lambda: not second._hub.connections)
+        assert (await client.ask("direct", connection_id=it))["error"]["code"] == "gone"
 
 
 # ------------------------------------------------------------------------------------------------ connecting

@@ -97,8 +97,9 @@ class Client:
             return json.loads(message.data)
         if message.type is aiohttp.WSMsgType.BINARY:
             return msgspec.msgpack.decode(message.data)
-        reason = str(message.extra or "") if message.type is aiohttp.WSMsgType.CLOSE else ""
-        raise Closed(self.socket.close_code, reason)
+        if message.type is aiohttp.WSMsgType.CLOSE:
+            raise Closed(message.data, str(message.extra or ""))
+        raise Closed(self.socket.close_code, "")
 
 
 class Cluster:
