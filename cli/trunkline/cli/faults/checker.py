@@ -75,8 +75,10 @@ def _check_topic(
             if not walk.accounts_for(position):
                 yield Violation("lost", topic.name, f"{walk.subscriber} never saw {each.id} at {position}")
     if topic.history:
-        if len(places.epochs) > 1:
-            yield Violation("epoch", topic.name, f"the log began anew: {', '.join(sorted(places.epochs))}")
+        epochs = {position.epoch for _, position in acknowledged}.union(*(walk.epochs for walk in walks))
+        epochs |= {position.epoch for position in (top, None if log is None else log.position) if position is not None}
+        if len(epochs) > 1:
+            yield Violation("epoch", topic.name, f"the log began anew: {', '.join(sorted(epochs))}")
         yield from _check_order(topic, acknowledged)
         yield from _check_log(topic, log, places)
 
@@ -86,12 +88,10 @@ class _Places:
 
     def __init__(self, topic: Topic) -> None:
         self.by_position: dict[Position, int] = {}
-        self.epochs: set[str] = set()
         self._topic = topic
         self._positions: dict[int, Position] = {}
 
     def add(self, position: Position, id_: int, source: str) -> Iterator[Violation]:
-        self.epochs.add(position.epoch)
         known = self.by_position.setdefault(position, id_)
         if known != id_:
             yield Violation("conflict", self._topic.name, f"{known} and, by {source}, {id_} at {position}")
@@ -136,10 +136,11 @@ class _Walk:
             self._violate("order", f"{event.id} at {event.offset} before the subscription")
             return
         position = Position(event.offset, self.cursor.epoch)
-        if event.offset <= self.cursor.offset:
-            kind: Kind = "twice" if position in self.seen else "order"
-            self._violate(kind, f"{event.id} at {event.offset} after {self.cursor}")
-        else:
+        if position in self.seen:
+            self._violate("twice", f"{event.id} at {event.offset} after {self.cursor}")
+        elif event.offset <= self.cursor.offset:
+            self._violate("order", f"{event.id} at {event.offset} after {self.cursor}")
+        if event.offset > self.cursor.offset:
             if event.offset > self.cursor.offset + 1:
                 self._violate("gap", f"{event.id} at {event.offset} right after {self.cursor}")
             self.cursor = position
@@ -158,6 +159,11 @@ class _Walk:
         else:
             self._excuse(before.epoch, before.offset + 1, WITHOUT_END)
             self._excuse(after.epoch, 0, after.offset)
+
+    @property
+    def epochs(self) -> Iterable[str]:
+        """All that it was told of."""
+        return self._excused.keys()
 
     def accounts_for(self, position: Position) -> bool:
         """Whether it saw what lies there, or knows that it did not. An epoch that it never met is not its to judge."""
