@@ -9,7 +9,7 @@ from tests.support.nats import NatsServer, eventually, nats_server
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.settings import CommonSettings
-from trunkline.shared.streams import Consumer, Entry, FencedError, Stream, Streams
+from trunkline.shared.streams import READ_BYTES, Consumer, Entry, FencedError, Stream, Streams
 
 LOG = Stream(name="LOG", subjects=["log.>"])
 
@@ -59,6 +59,60 @@ async def test_the_last_entry_is_that_of_its_subject(streams: Streams) -> None:
     await streams.append("log.b", b"")
     assert await streams.last("LOG", "log.a") == Entry("log.a", 1, b"one")
     assert await streams.last("LOG", "log.b") == Entry("log.b", 2, b"")
+
+
+@pytest.fixture
+async def direct(streams: Streams) -> Streams:
+    """With a stream whose subjects can be read."""
+    await streams.ensure_stream(Stream(name="DIRECT", subjects=["direct.>"], direct=True))
+    return streams
+
+
+async def test_a_subject_is_read_in_order_up_to_a_limit(direct: Streams) -> None:
+    for number in range(5):
+        await direct.append("direct.a", b"a%d" % number)
+        await direct.append("direct.b", b"b%d" % number)
+    expected = [Entry("direct.a", 1 + 2 * number, b"a%d" % number) for number in range(5)]
+    assert await direct.read("DIRECT", "direct.a", 100) == expected
+    assert await direct.read("DIRECT", "direct.a", 5) == expected
+    assert await direct.read("DIRECT", "direct.a", 3) == expected[:3]
+    assert await direct.read("DIRECT", "direct.a", 0) == []
+
+
+async def test_a_subject_without_messages_reads_as_nothing(direct: Streams) -> None:
+    assert await direct.read("DIRECT", "direct.a", 100) == []
+    await direct.append("direct.b", b"")
+    assert await direct.read("DIRECT", "direct.a", 100) == []
+
+
+async def test_what_is_larger_than_a_batch_of_the_server_is_read_to_its_end(direct: Streams) -> None:
+    """The server ends a batch when it has sent enough bytes: as if there were no more."""
+    size = READ_BYTES // 10
+    await asyncio.gather(*(direct.append("direct.a", b"%04d" % number + bytes(size)) for number in range(35)))
+    entries = await direct.read("DIRECT", "direct.a", 100)
+    assert [int(entry.data[:4]) for entry in entries] == list(range(35))
+    assert len(await direct.read("DIRECT", "direct.a", 33)) == 33
+
+
+async def test_reads_that_overlap_each_get_their_own(direct: Streams) -> None:
+    await asyncio.gather(*(direct.append(f"direct.{number % 7}", b"%d" % number) for number in range(700)))
+    found = await asyncio.gather(*(direct.read("DIRECT", f"direct.{number}", 1_000) for number in range(7)))
+    for number, entries in enumerate(found):
+        assert [int(entry.data) for entry in entries] == list(range(number, 700, 7))
+
+
+async def test_a_stream_that_is_not_direct_or_not_there_cannot_be_read(streams: Streams) -> None:
+    for stream in ("LOG", "NONE"):
+        with pytest.raises(TrunklineError) as failed:
+            await streams.read(stream, "log.a", 1)
+        assert failed.value.code == "unavailable"
+
+
+async def test_a_message_is_found_by_its_sequence(streams: Streams) -> None:
+    await streams.append("log.a", b"one")
+    await streams.append("log.b", b"two")
+    assert await streams.get("LOG", 2) == Entry("log.b", 2, b"two")
+    assert await streams.get("LOG", 3) is None
 
 
 async def test_an_append_with_another_expected_sequence_appends_nothing(streams: Streams) -> None:

@@ -20,6 +20,8 @@ __all__ = ["Consumer", "Entry", "FencedError", "Stream", "Streams"]
 
 TIMEOUT_S: Final = 5.0
 SWEEP_S: Final = 0.05
+READ_BYTES: Final = 4 * 1024 * 1024
+"""How much is asked for at once."""
 API: Final = "$JS.API"
 
 # Error codes of JetStream (server/errors.json in its source).
@@ -226,12 +228,18 @@ class Streams:
 
         They are in order and without gaps, but a replica may lack the newest: an append with `expected_last` tells.
         """
-        request = _encode({"next_by_subj": subject, "seq": 1, "batch": limit})
-        future = self._ask(f"{API}.DIRECT.GET.{stream}", request, None, _nothing)
-        waiting = self._waiting.get(self._reply_subject())
-        if waiting is not None:
-            waiting.collected = []
-        entries: list[Entry] = await future
+        entries: list[Entry] = []
+        more = True
+        while more and len(entries) < limit:
+            first = entries[-1].sequence + 1 if entries else 1
+            request = {"next_by_subj": subject, "seq": first, "batch": limit - len(entries), "max_bytes": READ_BYTES}
+            future = self._ask(f"{API}.DIRECT.GET.{stream}", _encode(request), None, _nothing)
+            waiting = self._waiting.get(self._reply_subject())
+            if waiting is not None:
+                waiting.collected = []
+            batch, more = await future
+            entries += batch
+            more = more and bool(batch)
         return entries
 
     # ------------------------------------------------------------------ declaring
@@ -300,7 +308,9 @@ class Streams:
             return
         if waiting.collected is not None:
             if message.status in _END_OF_READ:
-                future.set_result(waiting.collected)
+                # The server ends a batch that becomes too large, and says how much it has left.
+                pending = (message.headers or {}).get("Nats-Num-Pending", "0")
+                future.set_result((waiting.collected, pending != "0"))
             else:
                 future.set_exception(_unavailable(f"JetStream refuses to read: {message.status}"))
             return
