@@ -12,7 +12,7 @@ from prometheus_client import Counter, Histogram
 
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.logs import get_logger
-from trunkline.shared.streams import Stream, Streams
+from trunkline.shared.streams import FencedError, Stream, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s
 from trunkline.subscriptions.namespace import Namespace
@@ -116,6 +116,8 @@ class TopicLog:
                     opening = topic.loaded(loaded)
                     topic.opened(await self._streams.append(subject, opening, expected_last=topic.sequence))
                 except TrunklineError as error:
+                    if not isinstance(error, FencedError):
+                        self._ensured.discard(topic.namespace.log_class)  # the stream may be gone
                     topic_openings.labels("again").inc()
                     log.warning("a topic could not be opened yet", topic=topic.name, error=str(error), attempt=attempt)
                 else:
