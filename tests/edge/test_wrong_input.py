@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -55,24 +54,24 @@ async def trunkline() -> AsyncIterator[Cluster]:
 
 
 @asynccontextmanager
-async def neighbour(trunkline: Cluster, slowest_s: float = 2.0) -> AsyncIterator[Client]:
-    """A good client on the same edge, which calls and hears all the time, and must miss nothing and never wait long."""
+async def neighbour(trunkline: Cluster) -> AsyncIterator[Client]:
+    """A good client on the same edge, which calls and hears all the time, and must miss nothing.
+
+    Each answer has the deadline of `Client`: whoever waits for a client that is stuck would miss it.
+    """
     topic = "room.neighbour"
     async with trunkline.connect() as client:
         assert (await client.ask("$subscribe", topic=topic))["offset"] == 0
         ending = asyncio.Event()
-        slowest = [0.0]
 
         async def talk() -> int:
             rounds = 0
             while not ending.is_set():
                 rounds += 1
-                started = time.monotonic()
                 assert await client.ask("say", text=str(rounds)) == {"text": str(rounds)}
                 published = await client.ask("$publish", topic=topic, data=rounds)
                 assert published["offset"] == rounds
                 assert await client.receive() == {"topic": topic, "offset": rounds, "data": rounds}
-                slowest[0] = max(slowest[0], time.monotonic() - started)
             return rounds
 
         talking = asyncio.create_task(talk())
@@ -82,7 +81,6 @@ async def neighbour(trunkline: Cluster, slowest_s: float = 2.0) -> AsyncIterator
             ending.set()
             async with asyncio.timeout(10):
                 assert await talking > 0
-        assert slowest[0] < slowest_s
 
 
 def nested(depth: int) -> bytes:
