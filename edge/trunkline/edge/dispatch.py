@@ -42,6 +42,7 @@ class Dispatcher:
 
     async def run(self, connection: Connection, socket: Socket) -> None:
         """Handles a connection's messages until it closes; then raises `SocketClosed`."""
+        clock = asyncio.get_running_loop().time
         while True:
             data, binary = await socket.receive()
             messages.inc()
@@ -61,8 +62,8 @@ class Dispatcher:
                 connection.write(connection.adapter.error(incoming, error))
             finally:
                 connection.busy = False
-                # A closing socket is not asleep: the sweep need not wait for an answer to know it.
-                socket.heard_at = asyncio.get_running_loop().time()
+                # It was not read meanwhile, so its silence so far means nothing.
+                socket.heard_at = clock()
 
     async def _call(self, connection: Connection, incoming: Incoming) -> None:
         manifest = self._manifests.required(connection.channel)

@@ -179,6 +179,8 @@ class Server:
     async def _admit(self, request: web.Request) -> tuple[Connection, web.WebSocketResponse, Manifest]:
         """Decides whether a client may connect. Raises the `TrunklineError` that refuses it."""
         settings = self._settings
+        if not _is_handshake(request):
+            raise TrunklineError(ErrorCode.BAD_REQUEST, "this is a WebSocket endpoint: upgrade the connection")
         if len(self._hub.connections) >= settings.connections:
             raise TrunklineError(ErrorCode.LIMIT, "this edge is full; try again", retry_after_s=5.0)
         if not origin_allowed(request.headers.get("Origin"), request.host, settings.allowed_origins):
@@ -201,16 +203,14 @@ class Server:
             max_msg_size=settings.message_bytes + 1,  # aiohttp's limit is what is refused
             decode_text=False,
         )
-        ready = response.can_prepare(request)
-        if not ready.ok:
-            raise TrunklineError(ErrorCode.BAD_REQUEST, "this is a WebSocket endpoint: upgrade the connection")
-        msgpack = ready.protocol == MSGPACK_SUBPROTOCOL or request.query.get("encoding") == "msgpack"
+        chosen = _chosen_subprotocol(request, offered)
+        msgpack = chosen == MSGPACK_SUBPROTOCOL or request.query.get("encoding") == "msgpack"
         connection = Connection(
             f"{self._edge_id}.{secrets.token_hex(8)}",
             channel,
             identity,
             MSGPACK if msgpack else JSON,
-            msgpack or ready.protocol == JSON_SUBPROTOCOL,
+            msgpack or chosen == JSON_SUBPROTOCOL,
         )
         self._hub.add(connection)
         try:
@@ -261,6 +261,28 @@ class Server:
             await self._calls.run(connection, "disconnect", "$disconnect", payload, self._settings.call_timeout_s)
         except TrunklineError as error:
             log.warning("on_disconnect was not handled", connection_id=connection.id, code=error.code)
+
+
+def _is_handshake(request: web.Request) -> bool:
+    """Whether this can become a WebSocket (RFC 6455 §4.2.1), so that nobody is asked about what cannot.
+
+    aiohttp checks the same and the rest when it prepares the response, which is after `on_connect`.
+    """
+    headers = request.headers
+    return (
+        headers.get("Upgrade", "").strip().lower() == "websocket"
+        and "upgrade" in headers.get("Connection", "").lower()
+        and headers.get("Sec-WebSocket-Version") in ("13", "8", "7")
+        and "Sec-WebSocket-Key" in headers
+    )
+
+
+def _chosen_subprotocol(request: web.Request, offered: list[str]) -> str | None:
+    """The client's first subprotocol that we offer: what aiohttp will answer."""
+    asked = request.headers.get("Sec-WebSocket-Protocol")
+    if asked is None:
+        return None
+    return next((each for each in map(str.strip, asked.split(",")) if each in offered), None)
 
 
 def _refusal(error: TrunklineError, status: int) -> web.Response:

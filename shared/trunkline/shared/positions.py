@@ -9,7 +9,7 @@ import msgspec
 __all__ = ["Position", "new_epoch"]
 
 
-class Position(msgspec.Struct, frozen=True, array_like=True):
+class Position(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`offset` counts a topic's publications 1, 2, 3 … without gaps; `epoch` names the incarnation of its log.
 
     Offsets of different epochs must never be compared.

@@ -33,7 +33,7 @@ async def publish(
     While the topic has no owner, or its owner does not answer, this asks again for `timeout_s` seconds. All attempts carry
     one idempotency key (`key`, or a random one), so an attempt that was served unseen is not served again.
 
-    Raises `TrunklineError`: what the owner says, or the last `NO_WORKER`, `TIMEOUT` or `UNAVAILABLE`: after the last two it is
+    Raises `TrunklineError`: what the owner says, or the last `NO_WORKER`, `TIMEOUT` or `UNAVAILABLE`; after these two it is
     unknown whether the publication exists.
     """
     subject = subjects.partition(partition_of(topic))

@@ -3,6 +3,8 @@
 Every envelope is a msgpack *array* whose first element is the version. Fields are only ever added at the end, and
 readers ignore what they do not know, so that processes of neighbouring releases understand each other. Bodies inside
 (`payload`, `data`) are bytes that nobody between the two ends decodes.
+
+Envelopes never refer to themselves, so the garbage collector need not look at them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Encoding:
     MSGPACK: Final = 1
 
 
-class Failure(msgspec.Struct, array_like=True, frozen=True):
+class Failure(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Why a request failed. `detail` is JSON bytes, `status` an HTTP status for a refused connection."""
 
     code: str
@@ -91,21 +93,21 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
         return TrunklineError(self.code, self.message, detail=detail, retry_after_s=self.retry_after_s, status=self.status)
 
 
-class Request(msgspec.Struct, array_like=True):
+class Request(msgspec.Struct, array_like=True, gc=False):
     """One request of a batch. `id` is unique within its sender; 0 wants no answer."""
 
     id: int
     body: msgspec.Raw
 
 
-class Requests(msgspec.Struct, array_like=True):
+class Requests(msgspec.Struct, array_like=True, gc=False):
     """What is published to `call`, `topic` and `command` subjects: all that became due in one event-loop tick."""
 
     version: int
     items: list[Request]
 
 
-class Answer(msgspec.Struct, array_like=True):
+class Answer(msgspec.Struct, array_like=True, gc=False):
     """The answer to one request: a failure, or a result of the type that belongs to the request."""
 
     id: int
@@ -113,7 +115,7 @@ class Answer(msgspec.Struct, array_like=True):
     result: msgspec.Raw
 
 
-class Answers(msgspec.Struct, array_like=True):
+class Answers(msgspec.Struct, array_like=True, gc=False):
     """Answers of one event-loop tick to one sender. They need not follow the order or the batches of the requests."""
 
     version: int
@@ -123,7 +125,7 @@ class Answers(msgspec.Struct, array_like=True):
 # ------------------------------------------------------------------------------------------------ edge → workers
 
 
-class Call(msgspec.Struct, array_like=True):
+class Call(msgspec.Struct, array_like=True, gc=False):
     """An event of a connection that a handler answers with a `CallResult`.
 
     `kind` is `connect`, `message`, `disconnect`, `subscribe`, `publish`, `history` or `presence`. `payload` is the client's
@@ -147,7 +149,7 @@ class Call(msgspec.Struct, array_like=True):
     trace: str | None = None
 
 
-class CallResult(msgspec.Struct, array_like=True):
+class CallResult(msgspec.Struct, array_like=True, gc=False):
     """What a handler returned. `payload` None: it returned nothing. `state` None: the state is unchanged."""
 
     payload: bytes | None = None
@@ -157,28 +159,28 @@ class CallResult(msgspec.Struct, array_like=True):
 # ------------------------------------------------------------------------------------------------ anybody → owner
 
 
-class Attach(msgspec.Struct, array_like=True, tag="attach"):
+class Attach(msgspec.Struct, array_like=True, gc=False, tag="attach"):
     """Adds an edge to those that get a topic's publications. Answered with `Attached` *after* it has been added."""
 
     topic: str
     edge_id: str
 
 
-class Attached(msgspec.Struct, array_like=True):
+class Attached(msgspec.Struct, array_like=True, gc=False):
     """The topic's position at the moment an edge was attached: everything later reaches it."""
 
     position: Position
     term: int
 
 
-class Detach(msgspec.Struct, array_like=True, tag="detach"):
+class Detach(msgspec.Struct, array_like=True, gc=False, tag="detach"):
     """Removes an edge from a topic."""
 
     topic: str
     edge_id: str
 
 
-class Hold(msgspec.Struct, array_like=True, tag="hold"):
+class Hold(msgspec.Struct, array_like=True, gc=False, tag="hold"):
     """An edge's heartbeat to an owner: `topics` counts what it believes to be attached to in the partition."""
 
     partition: int
@@ -186,14 +188,14 @@ class Hold(msgspec.Struct, array_like=True, tag="hold"):
     topics: int
 
 
-class Held(msgspec.Struct, array_like=True):
+class Held(msgspec.Struct, array_like=True, gc=False):
     """The owner's answer to `Hold`. If `topics` differs from the edge's count, the edge attaches all of them again."""
 
     topics: int
     term: int
 
 
-class Publish(msgspec.Struct, array_like=True, tag="publish"):
+class Publish(msgspec.Struct, array_like=True, gc=False, tag="publish"):
     """Appends `data` (JSON bytes) to a topic. Answered with its `Position`, of the first time if `key` was seen before."""
 
     topic: str
@@ -201,14 +203,14 @@ class Publish(msgspec.Struct, array_like=True, tag="publish"):
     key: str | None = None
 
 
-class Since(msgspec.Struct, array_like=True, tag="since"):
+class Since(msgspec.Struct, array_like=True, gc=False, tag="since"):
     """Asks for everything after a position, or nothing. Answered with `Recovered`."""
 
     topic: str
     position: Position
 
 
-class History(msgspec.Struct, array_like=True, tag="history"):
+class History(msgspec.Struct, array_like=True, gc=False, tag="history"):
     """Asks for a page of a topic's log. Answered with `Recovered`."""
 
     topic: str
@@ -217,7 +219,7 @@ class History(msgspec.Struct, array_like=True, tag="history"):
     reverse: bool
 
 
-class Release(msgspec.Struct, array_like=True, tag="release"):
+class Release(msgspec.Struct, array_like=True, gc=False, tag="release"):
     """Removes an edge from all topics of a partition; what it still wants, it attaches right after this."""
 
     partition: int
@@ -231,14 +233,14 @@ TopicRequest = Attach | Detach | Hold | Publish | Release | Since | History
 # ------------------------------------------------------------------------------------------------ owner → edge
 
 
-class Publication(msgspec.Struct, array_like=True):
+class Publication(msgspec.Struct, array_like=True, gc=False):
     """One publication of a topic; `data` is the publisher's JSON, byte for byte."""
 
     offset: int
     data: bytes
 
 
-class Recovered(msgspec.Struct, array_like=True):
+class Recovered(msgspec.Struct, array_like=True, gc=False):
     """Publications from a topic's log, and where the topic stands. `complete`: nothing is missing before that."""
 
     position: Position
@@ -246,7 +248,7 @@ class Recovered(msgspec.Struct, array_like=True):
     publications: list[Publication]
 
 
-class Top(msgspec.Struct, array_like=True):
+class Top(msgspec.Struct, array_like=True, gc=False):
     """Where a topic stands."""
 
     topic: str
@@ -255,14 +257,14 @@ class Top(msgspec.Struct, array_like=True):
     term: int
 
 
-class Tops(msgspec.Struct, array_like=True):
+class Tops(msgspec.Struct, array_like=True, gc=False):
     """Where recently active topics of one owner stand; sent to each edge that is attached to them."""
 
     version: int
     tops: list[Top]
 
 
-class TopicBatch(msgspec.Struct, array_like=True):
+class TopicBatch(msgspec.Struct, array_like=True, gc=False):
     """Consecutive publications of one topic."""
 
     topic: str
@@ -271,14 +273,14 @@ class TopicBatch(msgspec.Struct, array_like=True):
     publications: list[Publication]
 
 
-class Fan(msgspec.Struct, array_like=True):
+class Fan(msgspec.Struct, array_like=True, gc=False):
     """All publications that became due for one edge in one event-loop tick of one owner."""
 
     version: int
     batches: list[TopicBatch]
 
 
-class FanOut(msgspec.Struct, array_like=True):
+class FanOut(msgspec.Struct, array_like=True, gc=False):
     """A `Fan` as its sender builds it: each batch is encoded once, for all the edges that get it."""
 
     version: int
@@ -288,14 +290,14 @@ class FanOut(msgspec.Struct, array_like=True):
 # ------------------------------------------------------------------------------------------------ workers, owners → edge
 
 
-class Send(msgspec.Struct, array_like=True, tag="send"):
+class Send(msgspec.Struct, array_like=True, gc=False, tag="send"):
     """Writes a message to a connection. `payload` is JSON bytes."""
 
     connection_id: str
     payload: bytes
 
 
-class Close(msgspec.Struct, array_like=True, tag="close"):
+class Close(msgspec.Struct, array_like=True, gc=False, tag="close"):
     """Closes a connection with a close code and a reason."""
 
     connection_id: str
@@ -303,21 +305,21 @@ class Close(msgspec.Struct, array_like=True, tag="close"):
     reason: str
 
 
-class Subscribe(msgspec.Struct, array_like=True, tag="subscribe"):
+class Subscribe(msgspec.Struct, array_like=True, gc=False, tag="subscribe"):
     """Subscribes a connection to a topic without asking a policy. Answered with the `Position` it starts from."""
 
     connection_id: str
     topic: str
 
 
-class Unsubscribe(msgspec.Struct, array_like=True, tag="unsubscribe"):
+class Unsubscribe(msgspec.Struct, array_like=True, gc=False, tag="unsubscribe"):
     """Ends a connection's subscription."""
 
     connection_id: str
     topic: str
 
 
-class Refresh(msgspec.Struct, array_like=True, tag="refresh"):
+class Refresh(msgspec.Struct, array_like=True, gc=False, tag="refresh"):
     """Moves the moment at which a connection expires (`expires_at`: Unix seconds; None: never)."""
 
     connection_id: str
@@ -331,20 +333,20 @@ Command = Send | Close | Subscribe | Unsubscribe | Refresh
 # ------------------------------------------------------------------------------------------------ anybody → all edges
 
 
-class NewOwner(msgspec.Struct, array_like=True, tag="owner"):
+class NewOwner(msgspec.Struct, array_like=True, gc=False, tag="owner"):
     """Partitions have a new owner: whoever is attached attaches again. `term` is the highest of its terms."""
 
     partitions: list[int]
     term: int
 
 
-class NewManifest(msgspec.Struct, array_like=True, tag="manifest"):
+class NewManifest(msgspec.Struct, array_like=True, gc=False, tag="manifest"):
     """A channel's manifest has changed in KV."""
 
     channel: str
 
 
-class Notice(msgspec.Struct, array_like=True):
+class Notice(msgspec.Struct, array_like=True, gc=False):
     """What is published to `edges`."""
 
     version: int
@@ -354,7 +356,7 @@ class Notice(msgspec.Struct, array_like=True):
 # ------------------------------------------------------------------------------------------------ owners → owners
 
 
-class Beat(msgspec.Struct, array_like=True):
+class Beat(msgspec.Struct, array_like=True, gc=False):
     """An instance of the subscription service lives; published to `owners`.
 
     `sent_at` is a time of the sender's own clock, which tells it how old a beat of its own is that comes back. `leaving`: it
