@@ -16,6 +16,6 @@ def subscriptions(settings: SubscriptionSettings) -> None:
     """Run the subscription service: it owns the topics, gives each publication its offset and sends it to the
     edges.
 
-    A second instance stands by and takes over when the first one goes.
+    Any number of instances share the topics. When one goes, the others take over its share.
     """
     run_role(lambda: SubscriptionService(settings), settings)
