@@ -257,6 +257,12 @@ async def test_a_stream_that_drifted_is_changed_and_keeps_its_messages(bus: Bus,
     assert await streams.last("LOG", "log.a") == Entry("log.a", 1, b"1")
 
 
+async def test_where_sequences_begin_counts_only_when_a_stream_is_created(streams: Streams) -> None:
+    for first in (1000, 5, 2000):
+        await streams.ensure_stream(Stream(name="LATER", subjects=["later.>"], first_sequence=first))
+    assert await streams.append("later.a", b"1", expected_last=0) == 1000
+
+
 async def test_settings_that_an_operator_added_stay(bus: Bus, streams: Streams) -> None:
     info = (await bus.jetstream.stream_info("LOG")).config
     await bus.jetstream.update_stream(info, description="ask Ada", max_age=600)

@@ -86,6 +86,7 @@ def test_clusters_share_a_nats_by_their_prefixes(prefix: str) -> None:
     assert ours.publish("room.42") == f"{prefix}.publish.room.42"
     assert ours.topic_of_publish(ours.publish("room.42")) == "room.42"
     assert ours.edges == f"{prefix}.edges"
+    assert ours.owners == f"{prefix}.owners"
     assert re.fullmatch(r"[A-Za-z0-9_-]+", ours.bucket("manifests"))
 
 
