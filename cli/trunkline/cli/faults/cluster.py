@@ -110,7 +110,12 @@ class Cluster:
 
     def _run(self, process: Process) -> None:
         self.processes[process.name] = process
-        self._runs.append(self._tasks.start(process.run(), process.name, essential=True))
+        self._runs.append(self._tasks.start(process.run(), process.name))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every process is ready."""
+        return all(process.ready.is_set() for process in self.processes.values())
 
     async def ready(self) -> None:
         """Returns when every process is ready. Raises `Mistake` when one does not get there."""
@@ -157,11 +162,10 @@ class Cluster:
 
     async def stop(self) -> None:
         """Ends every process, NATS last."""
-        for run in self._runs:
-            run.cancel()
         names = list(self.processes)
         for group in ([name for name in names if not name.startswith("nats")], [n for n in names if n.startswith("nats")]):
             await asyncio.gather(*(self.processes[name].stop() for name in group))
+        await asyncio.gather(*self._runs)
         proxies = [*self.doors.values(), *(cable for process in self.processes.values() for cable in process.cables)]
         for proxy in proxies:
             await proxy.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -52,16 +53,20 @@ class Process:
         self._child: Child | None = None
         self._away_s = 0.0
         self._expected = False
+        self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Keeps it running. Cancel it, then call `stop`."""
-        while True:
+        """Keeps it running. Ends by `stop` only: a cancellation could lose a process that is just being started."""
+        while not self._stopping.is_set():
             self.starts += 1
             launch = self._launch(self.starts)
             self._expected = False
             child = Child(self.name, self._output)
             await child.start(launch.command, launch.environment)
             self._child = child
+            if self._stopping.is_set():
+                await child.stop(STOP_S)
+                return
             try:
                 self.on_ready(await child.announced(launch.ready_file(child.pid), START_S))
                 self.ready.set()
@@ -73,7 +78,9 @@ class Process:
                     self.failures.append(str(mistake))
                 await child.stop(STOP_S)
             self.ready.clear()
-            await asyncio.sleep(self._away_s or AGAIN_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._away_s or AGAIN_S):
+                    await self._stopping.wait()
             self._away_s = 0.0
 
     def end(self, number: signal.Signals, away_s: float) -> None:
@@ -96,7 +103,9 @@ class Process:
             self._child.send_signal(number)
 
     async def stop(self) -> None:
-        """Ends it for good."""
+        """Ends it for good; `run` returns soon after."""
+        self._stopping.set()
+        self._expected = True
         self.resume()
         if self._child is not None:
             await self._child.stop(STOP_S)

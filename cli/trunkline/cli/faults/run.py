@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,8 +49,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stall(msgspec.Struct, frozen=True):
-    """The longest that any publisher waited for its next acknowledgement after a fault, and what the design allows, if the
-    fault was alone."""
+    """The longest that any publisher waited for an acknowledgement after a fault, and what the design allows, if the fault
+    was alone and struck a cluster that was whole."""
 
     fault: Fault
     stalled_s: float
@@ -86,6 +86,7 @@ class Run:
         self._session = aiohttp.ClientSession()
         self._subscribers: list[Subscriber] = []
         self._began: dict[Fault, float] = {}
+        self._bounded: set[Fault] = set()
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> tuple[Outcome, Records]:
@@ -156,6 +157,8 @@ class Run:
             await asyncio.sleep(max(0.0, begun + fault.at_s - self._loop.time()))
             self._say(f"{number}/{len(faults)} {fault.kind} {fault.target}, {fault.lasts_s:.1f} s")
             self._began[fault] = self._loop.time()
+            if fault.alone and self._cluster.is_whole:
+                self._bounded.add(fault)
             under_way.append(self._tasks.start(self._cluster.inflict(fault), fault.kind))
             if self._failed.done():
                 self._failed.result()
@@ -234,7 +237,7 @@ class Run:
         return Outcome(
             plan=self._plan,
             violations=check(records),
-            stalls=stalls(self._began, records.published, ended_at),
+            stalls=stalls(self._began, self._bounded, records.published, ended_at),
             settled_s=settled_s,
             published=len(records.published),
             acknowledged=sum(1 for each in records.published if each.position is not None),
@@ -253,9 +256,13 @@ def _topics(count: int) -> list[Topic]:
     return [Topic(f"{kinds[n % 4][0]}.{n}", kinds[n % 4][1]) for n in range(count)]
 
 
-def stalls(began: Mapping[Fault, float], published: Sequence[Published], ended_at: float) -> list[Stall]:
-    """Returns, for each fault, the longest wait of a publisher between its acknowledgements that lies after it and began
-    before the next fault."""
+def stalls(
+    began: Mapping[Fault, float], bounded: Collection[Fault], published: Sequence[Published], ended_at: float
+) -> list[Stall]:
+    """Returns, for each fault, the longest that a publisher waited for an acknowledgement between it and the next one.
+
+    A wait that began before the fault counts from the fault; one that the next fault catches counts to its end.
+    """
     settled: dict[str, list[float]] = {}
     for each in published:
         if each.position is not None:
@@ -274,7 +281,7 @@ def stalls(began: Mapping[Fault, float], published: Sequence[Published], ended_a
                 before = settled_at
                 if settled_at >= until:
                     break
-        found.append(Stall(fault, longest, bound_s(fault) if fault.alone else None))
+        found.append(Stall(fault, longest, bound_s(fault) if fault in bounded else None))
     return found
 
 

@@ -29,6 +29,8 @@ OVERLAP: Final = 0.2
 """How often the next fault does not wait until the last one has healed."""
 
 BOUND_S: Final = {"owner": 3.0, "edge": 3.0, "clients": 3.0, "nats": 5.0, "worker": 3.0}
+HANDOVER_S: Final = 0.5
+"""An owner that is asked to end hands its partitions over."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -86,5 +88,7 @@ def _meet(one: tuple[float, str, str, float], other: tuple[float, str, str, floa
 
 def bound_s(fault: Fault) -> float:
     """How long publishing may stall by a fault that comes alone (design §7); what lasts, lasts besides."""
+    if fault.kind == "owner-term":
+        return HANDOVER_S
     base_s = BOUND_S[fault.kind.partition("-")[0]]
     return base_s if fault.action in ("kill", "term") else base_s + fault.lasts_s
