@@ -25,7 +25,7 @@ from trunkline.shared.metrics import drops
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
-from trunkline.shared.tasks import Tasks, every, fail_with
+from trunkline.shared.tasks import Tasks, backoff_s, every, fail_with
 from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.forwarding import Forwarder
 from trunkline.subscriptions.gateway import Gateway
@@ -46,6 +46,8 @@ SETTLE_S: Final = 2.0
 HAND_OVER_S: Final = 5.0
 FORWARDS_S: Final = 2.0
 POLL_S: Final = 0.005
+LOG_S: Final = 2.0
+"""JetStream does not answer what it is asked while it elects a leader: a wait ends soonest by asking again soon."""
 ACTIVE_S: Final = 10.0
 """Topics with a publication within so many seconds are compared with the edges every second."""
 
@@ -77,7 +79,7 @@ class SubscriptionService:
         self._forwarder = Forwarder(self._caller, self._subjects, self._tasks)
         self._gateway = Gateway(self._bus, self._subjects, self._publish)
         self._health = HealthServer(settings.health_host, settings.health_port, self._reasons)
-        self._streams = Streams(self._bus)
+        self._streams = Streams(self._bus, timeout_s=LOG_S)
         self._namespaces = Namespaces(settings.ttl_s, settings.replicas)
         self._ownership = Ownership(
             self._bus,
@@ -190,7 +192,7 @@ class SubscriptionService:
         """The broker is back: edges may have missed publications, and we may have missed notices."""
         if self._owner.terms:
             self._announce(self._owner.terms)
-        self._tasks.start(self._read_manifests(), "read the manifests")
+        self._tasks.start(self._read_manifests_again(), "read the manifests")
 
     def _progressed(self, topic: Topic) -> None:
         self._owner.progressed(topic)
@@ -199,7 +201,18 @@ class SubscriptionService:
 
     def _on_notice(self, message: Message) -> None:
         if isinstance(_decode_notice(message.data).body, wire.NewManifest):
-            self._tasks.start(self._read_manifests(), "read the manifests")
+            self._tasks.start(self._read_manifests_again(), "read the manifests")
+
+    async def _read_manifests_again(self) -> None:
+        """Tries until it succeeds: what has history must never be taken for ephemeral because of one lost answer."""
+        attempt = 0
+        while True:
+            try:
+                return await self._read_manifests()
+            except TrunklineError as error:
+                log.warning("the manifests could not be read yet", code=error.code, attempt=attempt)
+            await asyncio.sleep(backoff_s(attempt, base_s=0.1, most_s=2.0))
+            attempt += 1
 
     async def _read_manifests(self) -> None:
         """Learns which topics have history. Topics that exist keep the namespace that they have."""
