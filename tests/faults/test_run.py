@@ -36,6 +36,10 @@ def test_each_fault_has_its_own_wait() -> None:
     assert stalled(*times, began={KILL: 10.0, LATER: 14.05}) == [2.9, 1.9]
 
 
+def test_wait_over_a_fault_is_shared() -> None:
+    assert stalled(*settled("a", 9.9, 12.0, 15.0), began={KILL: 10.0, LATER: 12.5}) == [2.0, 2.5]
+
+
 def test_publications_without_an_acknowledgement_do_not_end_a_wait() -> None:
     refused = Published(2, "long.0", "a", 10.0, 10.5)
     assert stalled(*settled("a", 9.9), refused, *settled("a", 11.0), began={KILL: 10.0}) == [1.0]

@@ -261,7 +261,7 @@ def stalls(
 ) -> list[Stall]:
     """Returns, for each fault, the longest that a publisher waited for an acknowledgement between it and the next one.
 
-    A wait that began before the fault counts from the fault; one that the next fault catches counts to its end.
+    A wait that lasts over a fault is shared: up to it, it belongs to the one before.
     """
     settled: dict[str, list[float]] = {}
     for each in published:
@@ -277,7 +277,7 @@ def stalls(
             for settled_at in sorted(times):
                 if settled_at <= at:
                     continue
-                longest = max(longest, settled_at - before)
+                longest = max(longest, min(settled_at, until) - before)
                 before = settled_at
                 if settled_at >= until:
                     break

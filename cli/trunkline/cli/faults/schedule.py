@@ -25,6 +25,8 @@ LASTS_S: Final = {"kill": (0.0, 2.0), "term": (0.0, 1.0), "split": (5.0, 8.0)}
 """How long a fault lasts; for kill and term, how long the process stays away. Others: `USUAL_S`."""
 USUAL_S: Final = (0.3, 5.0)
 PAUSE_S: Final = (1.0, 5.0)
+HEALED_S: Final = 4.0
+"""After a fault it takes so long until the next one is alone: a process starts, and others take note of it."""
 OVERLAP: Final = 0.2
 """How often the next fault does not wait until the last one has healed."""
 
@@ -34,7 +36,7 @@ HANDOVER_S: Final = 0.5
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One fault: `at_s` after the load began, `lasts_s` long. `alone`: no other one overlaps it."""
+    """One fault: `at_s` after the load began, `lasts_s` long. `alone`: those before have healed, and none comes during it."""
 
     at_s: float
     kind: str
@@ -83,7 +85,7 @@ def draw(seed: int, seconds: float, kinds: Sequence[str], targets: Mapping[str, 
 
 
 def _meet(one: tuple[float, str, str, float], other: tuple[float, str, str, float]) -> bool:
-    return one[0] <= other[0] + other[3] + PAUSE_S[0] and other[0] <= one[0] + one[3] + PAUSE_S[0]
+    return one[0] <= other[0] + other[3] + HEALED_S and other[0] <= one[0] + one[3]
 
 
 def bound_s(fault: Fault) -> float:
