@@ -36,7 +36,7 @@ HANDOVER_S: Final = 0.5
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One fault: `at_s` after the load began, `lasts_s` long. `alone`: those before have healed, and none comes during it."""
+    """One fault: `at_s` after the load began, `lasts_s` long. `alone`: those before have healed, none comes during it."""
 
     at_s: float
     kind: str
