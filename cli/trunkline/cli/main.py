@@ -32,6 +32,7 @@ COMMANDS = {
     "subscriptions": ("trunkline.cli.roles.subscriptions", "Run the subscription service: it owns the topics."),
     "publish": ("trunkline.cli.publish", "Publish JSON into a topic."),
     "tail": ("trunkline.cli.tail", "Print the publications of a topic as they come."),
+    "health": ("trunkline.cli.health", "Ask a process of this machine whether it is ready."),
     "bench": ("trunkline.cli.bench", "Measure a WebSocket server, this one or another."),
     "faults": ("trunkline.cli.faults", "Break a cluster at random under load, and prove that nothing is lost."),
 }

@@ -90,8 +90,8 @@ class Bucket:
         return [subject.removeprefix(prefix) for subject in info.state.subjects or {}]
 
 
-async def open_bucket(jetstream: JetStreamContext, name: str, ttl_s: float | None) -> Bucket:
-    """Opens a bucket with a history of one value, and creates it if it does not exist.
+async def open_bucket(jetstream: JetStreamContext, name: str, ttl_s: float | None, replicas: int) -> Bucket:
+    """Opens a bucket with a history of one value; if it does not exist, creates it on so many NATS nodes.
 
     Raises `TrunklineError(UNAVAILABLE)`.
     """
@@ -100,6 +100,6 @@ async def open_bucket(jetstream: JetStreamContext, name: str, ttl_s: float | Non
             kv = await jetstream.key_value(name)
         except nats.js.errors.BucketNotFoundError:
             kv = await jetstream.create_key_value(
-                KeyValueConfig(bucket=name, history=1, ttl=ttl_s, storage=StorageType.FILE)
+                KeyValueConfig(bucket=name, history=1, ttl=ttl_s, storage=StorageType.FILE, replicas=replicas)
             )
     return Bucket(name, kv, jetstream)

@@ -356,7 +356,7 @@ class Bus:
 
     async def bucket(self, name: str, *, ttl_s: float | None = None) -> Bucket:
         """Opens a KV bucket, and creates it if it does not exist."""
-        return await open_bucket(self.jetstream, name, ttl_s)
+        return await open_bucket(self.jetstream, name, ttl_s, self._settings.bucket_replicas)
 
     # ------------------------------------------------------------------ health
 

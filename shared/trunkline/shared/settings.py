@@ -65,6 +65,9 @@ class CommonSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
         description="first token of all subjects, streams and buckets, so that clusters can share a NATS",
     )
+    bucket_replicas: int = Field(
+        1, ge=1, le=5, description="NATS nodes that keep a new bucket (manifests, claims); 3 in a cluster of three"
+    )
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
     log_format: LogFormat = Field("auto", description="json, console, or auto (console on a terminal)")
     health_host: str = Field("127.0.0.1", description="where health and metrics listen; an edge has them on its port")

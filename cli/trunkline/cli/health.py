@@ -1,0 +1,81 @@
+"""`trunkline health`: asks a process of this machine whether it is ready, for the health checks of containers."""
+
+import http.client
+import importlib
+import json
+from enum import StrEnum
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from trunkline.cli.mistakes import ExitCode, Mistake
+from trunkline.shared.health import http_url
+from trunkline.shared.settings import RoleSettings
+
+__all__ = ["Role", "health_url"]
+
+
+class Role(StrEnum):
+    """The roles that serve health."""
+
+    EDGE = "edge"
+    WORKERS = "workers"
+    SUBSCRIPTIONS = "subscriptions"
+
+
+SETTINGS = {
+    Role.EDGE: ("trunkline.edge.settings", "EdgeSettings"),
+    Role.WORKERS: ("trunkline.workers.settings", "WorkerSettings"),
+    Role.SUBSCRIPTIONS: ("trunkline.subscriptions.settings", "SubscriptionSettings"),
+}
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="markdown")
+
+
+@app.command(epilog="Example: **trunkline health edge**")
+def health(
+    role: Annotated[Role, typer.Argument(help="The role of the process.")],
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 3.0,
+) -> None:
+    """Ask the process of a role on this machine whether it is ready. Exit code 0: it is; 1: it is not, and why.
+
+    Where it listens is read from the same variables and the same file that the process reads. Options of its command
+    line are not known here, so set TRUNKLINE_EDGE_PORT, or TRUNKLINE_HEALTH_PORT for the other roles, as a variable.
+    """
+    module, name = SETTINGS[role]
+    settings: RoleSettings = getattr(importlib.import_module(module), name).load()
+    reasons = _ask(health_url(settings), timeout_s)
+    if reasons:
+        raise Mistake(f"{role} is not ready: {'; '.join(reasons)}", ExitCode.FAILED)
+    typer.echo("ready")
+
+
+def health_url(settings: RoleSettings) -> str:
+    """Where a process with these settings says whether it is ready. Raises `Mistake` when that cannot be known."""
+    # An edge has its health on the port for clients; `host` and `port` are settings of nobody else.
+    own = "port" in type(settings).model_fields
+    host, port = (settings.host, settings.port) if own else (settings.health_host, settings.health_port)  # type: ignore[attr-defined]
+    if port <= 0:
+        variable = "TRUNKLINE_EDGE_PORT" if own else "TRUNKLINE_HEALTH_PORT"
+        raise Mistake(f"the port is chosen at the start, or there is none; set {variable} to a fixed one", ExitCode.USAGE)
+    return http_url(host, port) + "/health/ready"
+
+
+def _ask(url: str, timeout_s: float) -> list[str]:
+    """The reasons why the process is not ready."""
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
+    try:
+        connection.request("GET", address.path)
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise Mistake(f"no answer from {url}: {str(error) or type(error).__name__}", ExitCode.FAILED) from None
+    finally:
+        connection.close()
+    try:
+        reasons: list[str] = json.loads(body)["reasons"]
+    except (ValueError, KeyError, TypeError):
+        raise Mistake(f"{url} is not served by Trunkline (HTTP status {response.status})", ExitCode.FAILED) from None
+    return reasons

@@ -1,0 +1,253 @@
+"""`docker-compose.yml` as users start it, on a real engine: it comes up, serves, scales, and survives what is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.support.cluster import Client, Closed
+
+ROOT = Path(__file__).parents[2]
+PROJECT = "trunkline-test"
+START_TIMEOUT_S = 900.0
+PACE_S = 0.1
+"""Between two messages. The example keeps 100 for who comes back, so it may be away for 10 s."""
+AWAY_MOST_S = 10.0
+"""Longest interruption. The bounds of the architecture's §7 (5 s at most) hold on a machine with cores to spare."""
+
+PUBLISH = """
+import asyncio, sys, nats
+async def main():
+    client = await nats.connect("nats://nats-1:4222")
+    answer = await client.request(sys.argv[1], sys.argv[2].encode(), timeout=5)
+    print(answer.data.decode())
+    await client.close()
+asyncio.run(main())
+"""
+
+
+def _without_engine() -> str:
+    if shutil.which("docker") is None:
+        return "there is no docker command"
+    for command in ("docker info", "docker compose version"):
+        if subprocess.run(command.split(), capture_output=True, timeout=20, check=False).returncode:
+            return f"`{command}` fails: no engine runs, or Compose is missing"
+    return ""
+
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(START_TIMEOUT_S + 120)]
+
+
+class Compose:
+    """The project of this test; several may run beside it."""
+
+    def __init__(self) -> None:
+        self._environment = {**os.environ, "HTTP_LISTEN": "127.0.0.1:0"}
+
+    def run(self, *arguments: str) -> str:
+        """Runs `docker compose …` and returns what it prints. Fails with all that it said."""
+        command = ["docker", "compose", "--project-name", PROJECT, "--progress", "quiet", *arguments]
+        result = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}{result.stderr}"
+        return result.stdout
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.run('port', 'balancer', '8080').strip()}"
+
+    def containers(self, service: str) -> list[str]:
+        return self.run("ps", "--quiet", service).split()
+
+    def kill_one(self, service: str) -> None:
+        """Kills a container of a service like a power cut; the engine does not start it again by itself."""
+        subprocess.run(["docker", "kill", self.containers(service)[0]], capture_output=True, timeout=60, check=True)
+
+    def leftovers(self) -> list[str]:
+        """What of the project is left in the engine."""
+        label = f"label=com.docker.compose.project={PROJECT}"
+        left = []
+        for kind in (["ps", "--all"], ["volume", "ls"], ["network", "ls"]):
+            command = ["docker", *kind, "--quiet", "--filter", label]
+            left += subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+        return left
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator[Compose]:
+    if reason := _without_engine():
+        pytest.skip(reason)
+    compose = Compose()
+    try:
+        compose.run("up", "--detach", "--build", "--wait")
+        yield compose
+    finally:
+        compose.run("down", "--volumes", "--timeout", "60")
+    assert compose.leftovers() == []
+
+
+@pytest.fixture
+def whole(compose: Compose) -> Compose:
+    """As many containers as the file says, all healthy, whatever the test before has done."""
+    compose.run("up", "--detach", "--wait")
+    return compose
+
+
+@asynccontextmanager
+async def connect(url: str, name: str) -> AsyncIterator[Client]:
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+        session.ws_connect(f"{url}/ws/chat?name={name}", heartbeat=1.0) as socket,
+    ):
+        yield Client(socket)
+
+
+class Checker:
+    """Talks in a room and listens in it, over connections that come back; knows what was acknowledged, and what came."""
+
+    def __init__(self, url: str, room: str) -> None:
+        self.acknowledged: dict[int, str] = {}
+        self.received: dict[int, str] = {}
+        self.longest_wait_s = 0.0
+        """Of a publication for the one before it."""
+        self._url = url
+        self._room = room
+        self._epoch: str | None = None
+        self._offset = 0
+        self._last_at = time.monotonic()
+        self._subscribed = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Checker]:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(self._again(self._listen)), tasks.create_task(self._again(self._talk))]
+            try:
+                yield self
+            finally:
+                for each in running:
+                    each.cancel()
+
+    async def goes_on(self, count: int = 20) -> None:
+        """Returns when so many further messages were acknowledged, and all that were have come."""
+        wanted = len(self.acknowledged) + count
+        async with asyncio.timeout(60):
+            while len(self.acknowledged) < wanted or self.acknowledged.keys() - self.received.keys():
+                await asyncio.sleep(0.05)
+
+    async def _again(self, work: Callable[[Client], Awaitable[None]]) -> None:
+        while True:
+            try:
+                async with connect(self._url, "checker") as client:
+                    await work(client)
+            except (Closed, aiohttp.ClientError, TimeoutError, OSError):
+                await asyncio.sleep(0.1)
+
+    async def _talk(self, client: Client) -> None:
+        await self._subscribed.wait()  # from then on the position says everything
+        for number in itertools.count():
+            text = f"{id(client)} {number}"
+            answer = await client.ask("say", room=self._room, text=text, timeout_s=12)
+            if "error" not in answer:
+                assert answer["offset"] not in self.acknowledged
+                self.acknowledged[answer["offset"]] = text
+            await asyncio.sleep(PACE_S)
+
+    async def _listen(self, client: Client) -> None:
+        topic = f"room.{self._room}"
+        position: dict[str, Any] = {} if self._epoch is None else {"offset": self._offset, "epoch": self._epoch}
+        answer = await client.ask("$subscribe", topic=topic, **position)
+        if "error" in answer:
+            raise TimeoutError(answer["error"])
+        if position:
+            assert answer["epoch"] == self._epoch
+            assert answer.get("recovered") or answer["offset"] == self._offset, answer
+        else:
+            self._epoch, self._offset = answer["epoch"], answer["offset"]
+        for message in answer.get("messages", ()):
+            self._receive(message)
+        self._subscribed.set()
+        while True:
+            message = await client.receive(timeout_s=30)
+            assert "lost" not in message
+            self._receive(message)
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        offset = message["offset"]
+        assert offset == self._offset + 1, "each once and in order"
+        self._offset += 1
+        self.received[self._offset] = message["data"]["text"]
+        now = time.monotonic()
+        self.longest_wait_s = max(self.longest_wait_s, now - self._last_at)
+        self._last_at = now
+
+
+async def test_people_chat_through_the_published_port(whole: Compose) -> None:
+    async with connect(whole.url, "ada") as ada, connect(whole.url, "ben") as ben:
+        await ben.ask("$subscribe", topic="room.hall")
+        said = await ada.ask("say", room="hall", text="hi")
+        heard = await ben.receive()
+    assert (heard["offset"], heard["data"]["text"]) == (said["offset"], "hi")
+
+
+async def test_page_is_served(whole: Compose) -> None:
+    async with aiohttp.ClientSession() as session, session.get(whole.url) as response:
+        assert response.status == 200
+        assert "<html" in await response.text()
+
+
+async def test_program_that_knows_only_nats_reaches_clients(whole: Compose) -> None:
+    async with connect(whole.url, "ada") as ada:
+        await ada.ask("$subscribe", topic="room.ops")
+        program = ("run", "--rm", "--no-deps", "--entrypoint", "python", "workers", "-c", PUBLISH)
+        printed = await asyncio.to_thread(whole.run, *program, "trunkline.publish.room.ops", '{"text":"deployed"}')
+        heard = await ada.receive(timeout_s=30)
+    assert heard["data"] == {"text": "deployed"}
+    assert json.loads(printed)["offset"] == heard["offset"]
+
+
+async def test_roles_scale_alone_while_people_chat(whole: Compose) -> None:
+    async with Checker(whole.url, "scale").running() as checker:
+        await checker.goes_on()
+        for workers, edges in ((4, 3), (1, 1)):
+            scale = ("--scale", f"workers={workers}", "--scale", f"edge={edges}")
+            await asyncio.to_thread(whole.run, "up", "--detach", "--wait", *scale)
+            assert [len(whole.containers(name)) for name in ("workers", "edge")] == [workers, edges]
+            await checker.goes_on()
+    _check(checker)
+
+
+@pytest.mark.parametrize("service", ["nats-1", "nats-2", "nats-3", "edge", "subscriptions", "workers"])
+async def test_nothing_acknowledged_is_lost_when_one_is_killed(whole: Compose, service: str) -> None:
+    async with Checker(whole.url, f"kill-{service}").running() as checker:
+        await checker.goes_on()
+        checker.longest_wait_s = 0.0
+        await asyncio.to_thread(whole.kill_one, service)
+        await checker.goes_on(50)
+        away_s = checker.longest_wait_s
+        await asyncio.to_thread(whole.run, "up", "--detach", "--wait")
+        await checker.goes_on()
+    print(f"{service}: nothing came for {away_s:.1f} s")
+    _check(checker)
+    assert away_s < AWAY_MOST_S
+
+
+def _check(checker: Checker) -> None:
+    assert checker.acknowledged.items() <= checker.received.items()
