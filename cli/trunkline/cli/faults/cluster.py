@@ -92,6 +92,7 @@ class Cluster:
             cables.append(cable)
         settings = dict(SETTINGS[role])
         settings["NATS_URL"] = ",".join(f"nats://127.0.0.1:{cable.port}" for cable in cables)
+        settings["BUCKET_REPLICAS"] = str(self._size.nats)
         if role == "subscriptions":
             settings["REPLICAS"] = str(self._size.nats)
         broken = self._defect is not None and DEFECTS[self._defect][0] == role
