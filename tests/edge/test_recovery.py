@@ -375,18 +375,19 @@ async def test_two_owners_that_believe_in_the_same_partition_harm_nobody(trunkli
         await all_go_on(flows)
         second = await trunkline.start_owner()
         await all_go_on(flows)
-        for each, other in ((trunkline.owner, second), (second, trunkline.owner)):
-            foreign = {
-                partition: term + 1
-                for partition, term in other._owner.terms.items()
-                if partition in {partition_of(flow.topic) for flow in flows} and partition not in each._owner.terms
-            }
-            if foreign:
-                await each.gained(foreign)
         failed = log_appends.labels("failed")._value
         before = failed.get()
-        await all_go_on(flows, 20)
-        assert failed.get() > before, "they do not disturb each other"
+        # Each notices before long that the claims say otherwise, so it is made to believe again until they have met.
+        while failed.get() == before:
+            for each, other in ((trunkline.owner, second), (second, trunkline.owner)):
+                foreign = {
+                    partition: term + 1
+                    for partition, term in other._owner.terms.items()
+                    if partition in {partition_of(flow.topic) for flow in flows} and partition not in each._owner.terms
+                }
+                if foreign:
+                    await each.gained(foreign)
+            await all_go_on(flows, 20)
 
     await in_flow(trunkline, 6, disturb)
 

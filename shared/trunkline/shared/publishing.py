@@ -37,16 +37,17 @@ async def publish(
     unknown whether the publication exists.
     """
     subject = subjects.partition(partition_of(topic))
-    body = wire.encode(wire.Publish(topic, data, key or secrets.token_urlsafe(9)))
+    request = wire.Publish(topic, data, key or secrets.token_urlsafe(9), fresh=key is None)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     attempt = 0
     while True:
         try:
-            return _decode_position(await caller.request(subject, body, min(ATTEMPT_S, timeout_s)))
+            return _decode_position(await caller.request(subject, wire.encode(request), min(ATTEMPT_S, timeout_s)))
         except TrunklineError as error:
             pause_s = backoff_s(attempt, base_s=0.02, most_s=0.5)
             if error.code not in RETRIED or loop.time() + pause_s > deadline:
                 raise
         await asyncio.sleep(pause_s)
+        request.fresh = False
         attempt += 1

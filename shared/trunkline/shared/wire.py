@@ -196,11 +196,15 @@ class Held(msgspec.Struct, array_like=True, gc=False):
 
 
 class Publish(msgspec.Struct, array_like=True, gc=False, tag="publish"):
-    """Appends `data` (JSON bytes) to a topic. Answered with its `Position`, of the first time if `key` was seen before."""
+    """Appends `data` (JSON bytes) to a topic. Answered with its `Position`, of the first time if `key` was seen before.
+
+    `fresh`: the key was made for this request, so that nobody can have seen it, and no log need be read to know.
+    """
 
     topic: str
     data: bytes
     key: str | None = None
+    fresh: bool = False
 
 
 class Since(msgspec.Struct, array_like=True, gc=False, tag="since"):

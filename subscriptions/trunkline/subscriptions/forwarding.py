@@ -60,8 +60,9 @@ class Forwarder:
         if self._in_flight_bytes + size_bytes > IN_FLIGHT_BYTES:
             raise TrunklineError(ErrorCode.OVERLOADED, "too much waits for the owners of topics", retry_after_s=1.0)
         self._in_flight_bytes += size_bytes
+        fresh = key is None
         key = key or secrets.token_urlsafe(9)
-        body = wire.encode(wire.Publish(topic, data, key))
+        body = wire.encode(wire.Publish(topic, data, key, fresh))
         future = self._caller.request(self._subjects.partition(partition_of(topic)), body, ATTEMPT_S)
         future.add_done_callback(partial(self._answered, topic, data, key, settle))
 

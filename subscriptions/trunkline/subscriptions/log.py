@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from prometheus_client import Counter, Histogram
 
-from trunkline.shared.errors import TrunklineError
+from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.streams import FencedError, Stream, Streams
 from trunkline.shared.subjects import Subjects
@@ -75,10 +75,10 @@ class TopicLog:
                 topic.opening = True
                 self._tasks.start(self._open(topic), "open a topic")
             return
+        entry = topic.next_entry(self._entry_bytes)
         if topic.wants_tail and not topic.reading:
             topic.reading = True
             self._tasks.start(self._read_tail(topic), "read a topic's log")
-        entry = topic.next_entry(self._entry_bytes)
         if entry is not None:
             subject = self._subjects.log(topic.namespace.log_class, topic.name)
             future = self._streams.append(subject, entry, expected_last=topic.sequence)
@@ -153,9 +153,13 @@ class TopicLog:
         subject = self._subjects.log(topic.namespace.log_class, topic.name)
         attempt = 0
         while topic.wants_tail and topic.open and not topic.closed:
+            wanted = topic.known_sequence
             try:
                 log_reads.inc()
                 messages = await self._streams.read(stream, subject, topic.namespace.history + SPARE_ENTRIES)
+                last = await self._streams.last(stream, subject)
+                if last is not None and (not messages or messages[-1].sequence < wanted <= last.sequence):
+                    raise TrunklineError(ErrorCode.UNAVAILABLE, "a replica that lags behind has answered")
             except TrunklineError as error:
                 log.warning("a topic's log could not be read yet", topic=topic.name, error=str(error), attempt=attempt)
                 await asyncio.sleep(backoff_s(attempt, base_s=0.02, most_s=1.0))

@@ -187,7 +187,7 @@ class Owner:
             self._heard[edge_id] = self._clock()
         return wire.Held(len(self._attached.get(edge_id, {}).get(partition, ())), term)
 
-    def publish(self, name: str, data: bytes, key: str | None, settle: Settle) -> None:
+    def publish(self, name: str, data: bytes, key: str | None, settle: Settle, *, fresh: bool = False) -> None:
         """Takes a publication; its position is settled once nothing can lose it.
 
         Raises `TrunklineError`: `INVALID`, `TOO_LARGE`, `BAD_REQUEST`, or `UNAVAILABLE` if the topic has another owner.
@@ -197,7 +197,7 @@ class Owner:
             most = self._max_payload - ENVELOPE_BYTES
             raise TrunklineError(ErrorCode.TOO_LARGE, f"a publication has at most {most} bytes")
         topic = self._topic(name)
-        topic.publish(data, key, settle, self._clock())
+        topic.publish(data, key, settle, self._clock(), fresh=fresh)
         self.published += 1
         self._note_due(topic)
         if topic.namespace.history:

@@ -77,11 +77,12 @@ class Loaded(msgspec.Struct):
 
 
 class _Waiting:
-    __slots__ = ("data", "key", "settles")
+    __slots__ = ("data", "fresh", "key", "settles")
 
-    def __init__(self, data: bytes, key: str | None, settle: Settle) -> None:
+    def __init__(self, data: bytes, key: str | None, fresh: bool, settle: Settle) -> None:
         self.data = data
         self.key = key
+        self.fresh = fresh
         self.settles = [settle]
 
 
@@ -166,9 +167,11 @@ class Topic:
 
     # ------------------------------------------------------------------ publishing
 
-    def publish(self, data: bytes, key: str | None, settle: Settle, now: float) -> None:
+    def publish(self, data: bytes, key: str | None, settle: Settle, now: float, *, fresh: bool = False) -> None:
         """Takes a publication. A `key` that the topic has seen gives the first position again, and publishes nothing.
 
+        A key that is not `fresh` may be in a part of the log that was not read, and then waits until that is. So does
+        a fresh key while the topic is not open: another owner may have got the same request, and written it.
         Settles with `OVERLOADED` when more than 4 MiB wait for the log.
         """
         self.touched_at = now
@@ -184,7 +187,7 @@ class Topic:
         if self._waiting_bytes + len(data) > WAITING_BYTES:
             settle(TrunklineError(ErrorCode.OVERLOADED, "too much waits for this topic's log", retry_after_s=0.5))
             return
-        waiting = _Waiting(data, key, settle)
+        waiting = _Waiting(data, key, fresh and self.open, settle)
         if self.namespace is EPHEMERAL:
             self._commit([waiting])
             return
@@ -200,9 +203,14 @@ class Topic:
         group: list[_Waiting] = []
         size = 0
         while self._waiting and (not group or size + len(self._waiting[0].data) + OVERHEAD_BYTES <= limit_bytes):
+            if self._may_know(self._waiting[0]):
+                self.wants_tail = True
+                break
             waiting = self._waiting.popleft()
             size += len(waiting.data) + OVERHEAD_BYTES
             group.append(waiting)
+        if not group:
+            return None
         entry = Entry(
             VERSION,
             self.epoch,
@@ -213,6 +221,10 @@ class Topic:
         )
         self._in_flight = (entry, group)
         return encode(entry)
+
+    def _may_know(self, waiting: _Waiting) -> bool:
+        """Whether this may be in the log already, in entries that were not read."""
+        return waiting.key is not None and not waiting.fresh and not self.tail_complete
 
     def appended(self, sequence: int) -> None:
         """Notes that the entry in flight is in the log: its publications have positions, and are due."""
@@ -226,6 +238,8 @@ class Topic:
         """Notes that an append failed or that its outcome is unknown: the topic must be opened again."""
         self.open = False
         self._doubt, self._in_flight = self._in_flight, None
+        for waiting in [*(self._doubt[1] if self._doubt is not None else ()), *self._waiting]:
+            waiting.fresh = False
 
     def loaded(self, loaded: Loaded) -> bytes:
         """Takes what the log knows. Returns the opening entry, to be appended with `sequence` as what it must find.
@@ -241,7 +255,7 @@ class Topic:
             self.tail_complete = loaded.complete
         for entry in loaded.entries:
             if entry.epoch == epoch:
-                self._take_over(entry, due=known)
+                self._take_over(entry, due=known, complete=loaded.complete)
         self._clear_doubt(loaded.entries)
         return encode(Entry(VERSION, self.epoch, self.offset + 1, secrets.token_urlsafe(9), [], self._sequence))
 
@@ -261,14 +275,18 @@ class Topic:
             self._settle(waiting, outcome)
 
     def remember(self, entries: Sequence[Entry]) -> None:
-        """Takes all entries of the log, so that `tail` reaches as far back as it may."""
+        """Takes all entries of the log, so that `tail` reaches as far back as it may, and all keys are known."""
         self.wants_tail = False
         self.tail_complete = True
         publications = {each.offset: each for each in self.tail}
         for entry in entries:
             if entry.epoch == self.epoch:
                 for index, logged in enumerate(entry.publications):
-                    publications.setdefault(entry.offset + index, Publication(entry.offset + index, logged.data))
+                    offset = entry.offset + index
+                    publications.setdefault(offset, Publication(offset, logged.data))
+                    if logged.key is not None:
+                        self._keys.setdefault(logged.key, offset)
+        self._settle_known()
         self.tail.clear()
         self._tail_bytes = 0
         offset = self.offset
@@ -292,6 +310,9 @@ class Topic:
         if self._doubt is not None:
             self._waiting.extendleft(reversed(self._doubt[1]))
             self._doubt = None
+        self._settle_known()
+
+    def _settle_known(self) -> None:
         waiting, self._waiting = self._waiting, deque()
         for each in waiting:
             offset = None if each.key is None else self._keys.get(each.key)
@@ -308,11 +329,11 @@ class Topic:
         self.pending.clear()
         self._keys.clear()
 
-    def _take_over(self, entry: Entry, *, due: bool) -> None:
+    def _take_over(self, entry: Entry, *, due: bool, complete: bool) -> None:
         if entry.offset > self.offset + 1:  # older entries have expired or were not read: the tail begins here
             self.tail.clear()
             self._tail_bytes = 0
-            self.tail_complete = self.tail_complete and self.offset == 0
+            self.tail_complete = complete
             self.offset = entry.offset - 1
         for index, logged in enumerate(entry.publications):
             if entry.offset + index == self.offset + 1:
