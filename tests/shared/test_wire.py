@@ -151,7 +151,7 @@ def test_an_older_neighbour_may_lack_optional_fields(kind: type[msgspec.Struct],
         (wire.CallResult(b"{}"), [b"{}", None]),
         (wire.Attach("room.42", "e1"), ["attach", "room.42", "e1"]),
         (wire.Attached(Position(18, "k3Jx"), 7), [[18, "k3Jx"], 7]),
-        (wire.Publish("room.42", b"1"), ["publish", "room.42", b"1", None]),
+        (wire.Publish("room.42", b"1"), ["publish", "room.42", b"1", None, False]),
         (wire.Since("room.42", Position(17, "k3Jx")), ["since", "room.42", [17, "k3Jx"]]),
         (wire.History("room.42", None, 10, True), ["history", "room.42", None, 10, True]),
         (
