@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from tests.support.nats import NatsServer, eventually, nats_server
 
@@ -32,7 +33,8 @@ class Instance:
         self.bus = Bus(CommonSettings(nats_url=url), "subscriptions", name, self.failures.append)
         self.streams = Streams(self.bus, timeout_s=1.0)
         self.tasks = Tasks("topic log", self.failures.append)
-        self.log = TopicLog(self.streams, SUBJECTS, self.tasks, self.note, entry_bytes=100_000)
+        self.claimed = True
+        self.log = TopicLog(self.streams, SUBJECTS, self.tasks, self.note, self.is_claimed, entry_bytes=100_000)
         self.progressed = 0
 
     async def start(self) -> None:
@@ -44,6 +46,9 @@ class Instance:
         self.streams.stop()
         await self.bus.stop()
         assert not self.failures
+
+    async def is_claimed(self, partition: int) -> bool:
+        return self.claimed
 
     def note(self, topic: Topic) -> None:
         self.progressed += 1
@@ -155,6 +160,27 @@ async def test_a_fenced_owner_takes_over_what_the_other_has_written(one: Instanc
         await two.publish(new, b"%d" % number)
     assert await one.publish(old, b"late") == Position(12, new.epoch)
     assert [each.data for each in old.take_pending()] == [b"%d" % number for number in range(2, 12)] + [b"late"]
+
+
+async def test_an_owner_that_was_replaced_acknowledges_nothing_more(one: Instance, two: Instance) -> None:
+    """The other one would not hear of it, nor its subscribers, before something else is published."""
+    old = await one.opened()
+    await one.publish(old, b"1")
+    new = await two.opened()
+    one.claimed = False
+    late = one.publish(old, b"late")
+    await eventually(lambda: old.opening)
+    position = Position(1, new.epoch)
+    for number in range(2, 12):
+        position = await two.publish(new, b"%d" % number)
+    assert not late.done()
+    openings = sum(1 for entry in await two.entries() if not msgspec.msgpack.decode(entry.data)[4])
+    assert openings <= 4, "it has fenced its successor once, and then left it alone"
+    old.abandon(TrunklineError(ErrorCode.UNAVAILABLE, "the owner has changed"))
+    with pytest.raises(TrunklineError):
+        await late
+    assert (position.offset, new.position) == (11, position)
+    assert (await two.opened()).position == position
 
 
 async def test_a_new_owner_reads_the_rest_of_the_log_when_somebody_asks(one: Instance, two: Instance) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -43,7 +43,8 @@ log = get_logger(__name__)
 
 
 class TopicLog:
-    """Moves topics forward. `progressed` is called after each step that somebody may wait for.
+    """Moves topics forward. `progressed` is called after each step that somebody may wait for; `is_claimed` says whether the
+    claim of a partition is this instance's now, not when it last looked.
 
     One append per topic is in flight; a bounded number of topics is opened at a time, in order of demand.
     """
@@ -54,6 +55,7 @@ class TopicLog:
         subjects: Subjects,
         tasks: Tasks,
         progressed: Callable[[Topic], None],
+        is_claimed: Callable[[int], Awaitable[bool]],
         *,
         entry_bytes: int,
     ) -> None:
@@ -61,6 +63,7 @@ class TopicLog:
         self._subjects = subjects
         self._tasks = tasks
         self._progressed = progressed
+        self._is_claimed = is_claimed
         self._entry_bytes = entry_bytes
         self._openings = asyncio.Semaphore(OPENING_AT_ONCE)
         self._ensured: set[str] = set()
@@ -102,19 +105,28 @@ class TopicLog:
         self.advance(topic)
 
     async def _open(self, topic: Topic) -> None:
-        """Reads a topic's last entries and appends its opening entry, again and again until that works."""
+        """Reads a topic's last entries and appends its opening entry, again and again until that works.
+
+        Only then it looks whether the partition is still claimed. Who claims it later opens the topic later, too: whatever
+        is appended here after that fails, and whatever was before is read there. An owner that was replaced and does not
+        know it yet would otherwise acknowledge what the other one, and its subscribers, do not hear of.
+        """
         stream, _ = self._subjects.log_stream(topic.namespace.log_class)
         subject = self._subjects.log(topic.namespace.log_class, topic.name)
         attempt = 0
         async with self._openings:
             while True:
                 try:
+                    if attempt:  # an opening entry fences the other owner: not for nothing
+                        await self._check_claim(topic.partition)
                     await self.ensure(topic.namespace)
                     loaded = await self._load(stream, subject, topic.known_sequence)
                     if topic.closed:
                         return
                     opening = topic.loaded(loaded)
-                    topic.opened(await self._streams.append(subject, opening, expected_last=topic.sequence))
+                    sequence = await self._streams.append(subject, opening, expected_last=topic.sequence)
+                    await self._check_claim(topic.partition)
+                    topic.opened(sequence)
                 except TrunklineError as error:
                     if not isinstance(error, FencedError):
                         self._ensured.discard(topic.namespace.log_class)  # the stream may be gone
@@ -124,10 +136,16 @@ class TopicLog:
                     break
                 await asyncio.sleep(backoff_s(attempt, base_s=0.02, most_s=1.0))
                 attempt += 1
+                if topic.closed:
+                    return
         topic.opening = False
         topic_openings.labels("open").inc()
         self._progressed(topic)
         self.advance(topic)
+
+    async def _check_claim(self, partition: int) -> None:
+        if not await self._is_claimed(partition):
+            raise TrunklineError(ErrorCode.UNAVAILABLE, "this topic has another owner now; try again", retry_after_s=0.1)
 
     async def _load(self, stream: str, subject: str, known: int) -> Loaded:
         """Reads the last entries: enough to know what an earlier owner may not have told its publishers any more.

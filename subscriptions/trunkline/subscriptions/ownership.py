@@ -120,6 +120,12 @@ class Ownership:
         """Whether `terms` can be acted upon: nobody else can have taken those partitions in due form."""
         return self._verified and self._loop.time() < self._proved_at + self._silence_s
 
+    async def is_claimed(self, partition: int) -> bool:
+        """Asks the leader whether a partition is claimed by this instance. Raises `TrunklineError`."""
+        entry = await self._streams.last(self._stream, f"{self._claim_prefix}{partition}")
+        claim = self._claims[partition]
+        return entry is not None and claim == _Claim(self._instance, entry.sequence)
+
     @property
     def ownerless(self) -> list[int]:
         """The partitions without a living owner, as far as this instance knows."""

@@ -109,7 +109,14 @@ class SubscriptionService:
         await self._streams.start()
         await self._caller.start()
         entry_bytes = self._bus.max_payload // 2
-        topics = TopicLog(self._streams, self._subjects, self._tasks, self._progressed, entry_bytes=entry_bytes)
+        topics = TopicLog(
+            self._streams,
+            self._subjects,
+            self._tasks,
+            self._progressed,
+            self._ownership.is_claimed,
+            entry_bytes=entry_bytes,
+        )
         self._owner = Owner(self._schedule_flush, topics.advance, self._namespaces.of, max_payload=self._bus.max_payload)
         self._bus.on_reconnect.append(self._back)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
