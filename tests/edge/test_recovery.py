@@ -19,8 +19,6 @@ from trunkline.app import Channel, Context
 from trunkline.edge.service import EdgeService
 from trunkline.shared import wire
 from trunkline.shared.subjects import Subjects
-from trunkline.shared.topics import partition_of
-from trunkline.subscriptions.log import log_appends
 from trunkline.subscriptions.namespace import Namespace
 
 HISTORY = 200
@@ -366,30 +364,6 @@ async def test_between_two_owners_publishers_wait_and_subscribers_miss_nothing(t
         await all_go_on(flows)
 
     await in_flow(trunkline, 4, disturb)
-
-
-async def test_two_owners_that_believe_in_the_same_partition_harm_nobody(trunkline: Cluster) -> None:
-    """Every request reaches both, and each fences the other."""
-
-    async def disturb(flows: list[Flow]) -> None:
-        await all_go_on(flows)
-        second = await trunkline.start_owner()
-        await all_go_on(flows)
-        failed = log_appends.labels("failed")._value
-        before = failed.get()
-        # Each notices before long that the claims say otherwise, so it is made to believe again until they have met.
-        while failed.get() == before:
-            for each, other in ((trunkline.owner, second), (second, trunkline.owner)):
-                foreign = {
-                    partition: term + 1
-                    for partition, term in other._owner.terms.items()
-                    if partition in {partition_of(flow.topic) for flow in flows} and partition not in each._owner.terms
-                }
-                if foreign:
-                    await each.gained(foreign)
-            await all_go_on(flows, 20)
-
-    await in_flow(trunkline, 6, disturb)
 
 
 async def test_nats_restarts_and_everybody_is_at_the_top_again(trunkline: Cluster) -> None:

@@ -56,17 +56,13 @@ class Publishers:
         self._publish_one = publish
         self.acknowledged: dict[str, list[Any]] = {topic: [] for topic in TOPICS}
         self.offsets: dict[str, list[int]] = {topic: [] for topic in TOPICS}
-        self.slowest_s = 0.0
         self._stopping = False
 
     async def _publish(self, topic: str) -> None:
-        loop = asyncio.get_running_loop()
         number = 0
         while not self._stopping:
             number += 1
-            started = loop.time()
             offset = await self._publish_one(topic, number)
-            self.slowest_s = max(self.slowest_s, loop.time() - started)
             self.acknowledged[topic].append(number)
             self.offsets[topic].append(offset)
             await asyncio.sleep(0.01)
@@ -160,7 +156,6 @@ async def test_instances_come_and_go_and_nobody_notices(trunkline: Cluster) -> N
         assert await heard(client, count) == publishers.acknowledged
         for offsets in publishers.offsets.values():
             assert offsets == list(range(1, len(offsets) + 1))
-        assert publishers.slowest_s < 0.5
 
 
 async def test_an_outsiders_publication_reaches_the_owner_whoever_gets_it(trunkline: Cluster) -> None:
@@ -220,10 +215,11 @@ async def another_process(trunkline: Cluster, directory: Path) -> AsyncIterator[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "bound_s"), [(signal.SIGTERM, 0.5), (signal.SIGKILL, 3.0), (signal.SIGSTOP, 5.0)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP])
 async def test_nothing_is_lost_or_doubled_when_an_owner_ends(
-    trunkline: Cluster, tmp_path: Path, number: signal.Signals, bound_s: float
+    trunkline: Cluster, tmp_path: Path, number: signal.Signals
 ) -> None:
+    """How long publishers wait is measured by `trunkline faults`, on a machine that does nothing else."""
     async with (
         another_process(trunkline, tmp_path) as process,
         trunkline.connect() as client,
@@ -245,4 +241,3 @@ async def test_nothing_is_lost_or_doubled_when_an_owner_ends(
                 await publishers.progress()
         count = sum(len(numbers) for numbers in publishers.acknowledged.values())
         assert await heard(client, count) == publishers.acknowledged
-        assert publishers.slowest_s < bound_s
