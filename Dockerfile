@@ -2,7 +2,7 @@
 #
 #     docker build --target edge          -t trunkline-edge .
 #     docker build --target workers       -t trunkline-workers .        # your app goes to /app, or is mounted there
-#     docker build --target subscriptions -t trunkline-subscriptions .
+#     docker build --target subscriptions -t trunkline-subscriptions .  # its functions run here: name it as the command
 #
 # Needs no BuildKit. Versions are those of constraints.txt, also of what builds the wheel.
 

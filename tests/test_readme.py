@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trunkline.workers.loader import load_channels
+from trunkline.app.loader import load_channels
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -105,8 +105,11 @@ class Client:
 class Cluster:
     """The services, which a test may stop and start."""
 
-    def __init__(self, server: NatsServer, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, server: NatsServer, settings: Mapping[str, Mapping[str, Any]], channels: Sequence[Channel] = ()
+    ) -> None:
         self.nats = server
+        self._channels = channels
         self._settings = settings
         self._services = AsyncExitStack()
         self._stopped: set[Service] = set()
@@ -120,10 +123,14 @@ class Cluster:
         """Where the edge listens: `http://127.0.0.1:…`."""
         return self.edge.addresses["url"]
 
-    async def start_owner(self, **settings: Any) -> SubscriptionService:
-        """Starts a further subscription service. A service that is stopped before the end may be stopped again."""
+    async def start_owner(self, channels: Sequence[Channel] | None = None, **settings: Any) -> SubscriptionService:
+        """Starts a further subscription service, with the cluster's channels if not with others.
+
+        A service that is stopped before the end may be stopped again.
+        """
         options = {**SUBSCRIPTIONS, **self._settings["subscriptions"], **settings}
-        return await self._start(SubscriptionService(SubscriptionSettings(nats_url=self.nats.url, **options)))
+        with_channels = self._channels if channels is None else channels
+        return await self._start(SubscriptionService(SubscriptionSettings(nats_url=self.nats.url, **options), with_channels))
 
     async def start_worker(self, *channels: Channel, **settings: Any) -> WorkerService:
         """Starts a further worker."""
@@ -196,7 +203,7 @@ async def cluster(
     """A nats-server and one service of each role; everything is stopped at the end."""
     settings = {"edge": edge or {}, "worker": worker or {}, "subscriptions": subscriptions or {}}
     async with nats_server() as server:
-        found = Cluster(server, settings)
+        found = Cluster(server, settings, channels)
         try:
             found.owner, found.worker = await asyncio.gather(found.start_owner(), found.start_worker(*channels))
             found.edge = await found.start_edge()

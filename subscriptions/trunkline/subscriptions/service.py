@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 import msgspec
 from prometheus_client import Counter, Gauge
 
+from trunkline.app.channel import Channel
+from trunkline.app.loader import channels_of
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message, Subscription
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -64,13 +66,18 @@ _decode_topic_request = msgspec.msgpack.Decoder(wire.TopicRequest).decode
 
 
 class SubscriptionService:
-    """Owns its share of the partitions from `start` to `stop`."""
+    """Owns its share of the partitions from `start` to `stop`.
 
-    def __init__(self, settings: SubscriptionSettings) -> None:
+    `channels` are those whose functions it runs, if not those of the app that the settings name.
+    """
+
+    def __init__(self, settings: SubscriptionSettings, channels: Sequence[Channel] | None = None) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         fail = fail_with(self.failed)
         self.instance = secrets.token_hex(4)
         self._settings = settings
+        self._app = settings.app if channels is None else channels
+        self._channels: list[Channel] = []
         self._subjects = Subjects(settings.prefix)
         self._bus = Bus(settings, ROLE, self.instance, fail)
         self._tasks = Tasks(ROLE, fail)
@@ -103,7 +110,11 @@ class SubscriptionService:
         return {"health": self._health.url}
 
     async def start(self) -> None:
-        """Connects and returns when every partition has an owner: this instance or another one."""
+        """Loads the app, connects, and returns when every partition has an owner: this instance or another one.
+
+        Raises `ChannelError` for an app that cannot work, before anything is connected.
+        """
+        self._channels = channels_of(self._app)
         await self._bus.start()
         await self._health.start()
         await self._streams.start()

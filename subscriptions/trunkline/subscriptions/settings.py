@@ -10,6 +10,9 @@ __all__ = ["SubscriptionSettings"]
 class SubscriptionSettings(RoleSettings, role="subscriptions"):
     """See `CommonSettings` for where values come from."""
 
+    app: str = Field(
+        "", description="the app whose functions run here, when the command line names none; none: no functions"
+    )
     silence_s: float = Field(
         1.5, ge=0.2, le=60, description="seconds of silence after which an instance is dead to the others, who take over"
     )

@@ -7,11 +7,12 @@ import functools
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 from trunkline.app.channel import Channel
 from trunkline.app.context import Environment
-from trunkline.app.errors import ChannelError, where
+from trunkline.app.loader import channels_of
+from trunkline.app.resources import Resources, shared_resources
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Subscription
 from trunkline.shared.health import HealthServer
@@ -21,8 +22,6 @@ from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.workers.effects import BusEffects
-from trunkline.workers.loader import load_channels
-from trunkline.workers.resources import Resources
 from trunkline.workers.runner import Runner
 from trunkline.workers.settings import WorkerSettings
 
@@ -75,9 +74,9 @@ class WorkerService:
 
         Raises `ChannelError` for an app that cannot work, before anything is connected.
         """
-        channels = load_channels(self._app) if isinstance(self._app, str) else list(self._app)
+        channels = channels_of(self._app)
         routes = [route for channel in channels for route in channel.routes]
-        self._resources = Resources(_shared_resources(channels), self._resource_tasks)
+        self._resources = Resources(shared_resources(channels), self._resource_tasks)
         resources = await self._resources.open(self._settings.resource_timeout_s)
         await self._bus.start()
         await self._health.start()
@@ -129,14 +128,3 @@ class WorkerService:
                 await bucket.put(channel.name, manifest)
                 notice = wire.Notice(wire.VERSION, wire.NewManifest(channel.name))
                 self._bus.publish(self._subjects.edges, wire.encode(notice))
-
-
-def _shared_resources(channels: Sequence[Channel]) -> Mapping[Any, Any]:
-    """The resources of all channels; one type must mean one thing in a process."""
-    resources: dict[Any, Any] = {}
-    for channel in channels:
-        for kind, generator in channel.resources.items():
-            before = resources.setdefault(kind, generator)
-            if before is not generator:
-                raise ChannelError(f"{where(generator)}: {kind} is provided already: {where(before)}")
-    return resources

@@ -83,7 +83,7 @@ class Supervisor:
         page = {"TRUNKLINE_EDGE_STATIC_DIR": str(app.static)} if app.static else {}
         edge_settings = {**page, "TRUNKLINE_EDGE_PORT": str(settings.port)}
         ready = await asyncio.gather(
-            self._start_role(self._subscriptions, "subscriptions", ["subscriptions"], {}),
+            self._start_role(self._subscriptions, "subscriptions", ["subscriptions", settings.app], {}),
             self._start_worker(self._worker),
             self._start_role(self._edge, "edge", ["edge"], edge_settings),
         )

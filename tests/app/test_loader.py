@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trunkline.app import ChannelError
-from trunkline.workers.loader import load_channels
+from trunkline.app.loader import channels_of, load_channels
 
 CHANNEL = 'from trunkline.app import Channel\nchat = Channel("chat")\n'
 _numbers = itertools.count()
@@ -35,6 +35,14 @@ def test_file_module_and_attribute(module: str) -> None:
     assert [channel.name for channel in load_channels(module)] == ["chat", "other"]
     assert [channel.name for channel in load_channels(f"{module}:other")] == ["other"]
     assert [channel.name for channel in load_channels(f"{path}:other")] == ["other"]
+
+
+def test_an_app_is_a_reference_or_channels_or_nothing(module: str) -> None:
+    path = write(module, CHANNEL)
+    (chat,) = channels_of(str(path))
+    assert chat.name == "chat"
+    assert channels_of([chat]) == [chat]
+    assert channels_of("") == []
 
 
 def test_a_files_neighbours_can_be_imported(module: str) -> None:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from trunkline.app.channel import Channel
 from trunkline.app.errors import ChannelError
 
-__all__ = ["load_channels"]
+__all__ = ["channels_of", "load_channels"]
+
+
+def channels_of(app: str | Sequence[Channel]) -> list[Channel]:
+    """Returns the channels of an app: a reference for `load_channels`, or the channels themselves. "" has none."""
+    if isinstance(app, str):
+        return load_channels(app) if app else []
+    return list(app)
 
 
 def load_channels(reference: str) -> list[Channel]:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from trunkline.app.channel import Channel
 from trunkline.app.errors import ChannelError, where
 from trunkline.shared.tasks import Tasks
 
-__all__ = ["Resources"]
+__all__ = ["Resources", "shared_resources"]
 
 Generator = Callable[[], AsyncIterator[Any]]
+
+
+def shared_resources(channels: Iterable[Channel]) -> Mapping[Any, Generator]:
+    """Returns the resources of all channels. Raises `ChannelError` unless one type means one thing in a process."""
+    resources: dict[Any, Generator] = {}
+    for channel in channels:
+        for kind, generator in channel.resources.items():
+            before = resources.setdefault(kind, generator)
+            if before is not generator:
+                raise ChannelError(f"{where(generator)}: {kind} is provided already: {where(before)}")
+    return resources
 
 
 class Resources:
