@@ -69,7 +69,7 @@ def test_manifest_says_what_edges_need() -> None:
     @chat.on("nothing")
     async def nothing(ctx: Context): ...  # type: ignore[no-untyped-def]
 
-    @chat.topic("room.{room}", history=100, ttl=300, presence=True)
+    @chat.topic("room.{room}", history=100, ttl=300, presence=True, storage="memory", replicas=3)
     async def may(ctx: Context, room: int) -> bool:
         return True
 
@@ -86,6 +86,7 @@ def test_manifest_says_what_edges_need() -> None:
     assert manifest.actions["nothing"].message is None
     [topic] = manifest.topics
     assert (topic.pattern, topic.history, topic.ttl_s, topic.presence) == ("room.{room}", 100, 300, True)
+    assert (topic.storage, topic.replicas) == ("memory", 3)
     assert Manifest.decode(manifest.encode()) == manifest
     assert chat.manifest.encode() == manifest.encode()
 
@@ -146,6 +147,14 @@ def _reserved_topic(chat: Channel) -> None:
 
 def _bad_pattern(chat: Channel) -> None:
     chat.topic("room.{room")
+
+
+def _unknown_storage(chat: Channel) -> None:
+    chat.topic("room.{room}", history=1, storage="disk")  # type: ignore[arg-type]
+
+
+def _too_many_replicas(chat: Channel) -> None:
+    chat.topic("room.{room}", history=1, replicas=6)
 
 
 def _parameter_not_in_pattern(chat: Channel) -> None:
@@ -245,6 +254,8 @@ def _empty(chat: Channel) -> None:
         (_reserved_action, "reserved"),
         (_reserved_topic, "reserved"),
         (_bad_pattern, "stray braces"),
+        (_unknown_storage, "'file' or 'memory'"),
+        (_too_many_replicas, "replicas 1 to 5"),
         (_parameter_not_in_pattern, "which has {room}"),
         (_policy_without_verdict, "returns a bool"),
         (_operation_in_action, "only topic policies"),
@@ -272,7 +283,15 @@ def test_what_cannot_work_is_refused(mistake: Callable[[Channel], None], says: s
         register_and_build()
     text = str(refused.value)
     assert says in text
-    in_registration = mistake in (_reserved_action, _reserved_topic, _bad_pattern, _handler_is_a_class, _empty)
+    in_registration = mistake in (
+        _reserved_action,
+        _reserved_topic,
+        _bad_pattern,
+        _unknown_storage,
+        _too_many_replicas,
+        _handler_is_a_class,
+        _empty,
+    )
     assert in_registration or "test_channel.py:" in text
 
 

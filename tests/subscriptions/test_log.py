@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import msgspec
 import pytest
@@ -16,7 +17,8 @@ from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Entry, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks
-from trunkline.subscriptions.log import ENTRIES_AT_OPENING, SPARE_ENTRIES, TopicLog
+from trunkline.subscriptions.declared import SPARE_ENTRIES
+from trunkline.subscriptions.log import ENTRIES_AT_OPENING, TopicLog
 from trunkline.subscriptions.namespace import Namespace
 from trunkline.subscriptions.topic import Topic
 
@@ -248,8 +250,11 @@ async def test_a_stream_that_was_deleted_is_made_again_with_a_new_epoch(one: Ins
     assert (after.offset, after.epoch != before.epoch) == (1, True)
 
 
-async def test_the_stream_of_a_namespace_keeps_what_the_namespace_says(one: Instance) -> None:
-    namespace = Namespace(7, 12.5)
+@pytest.mark.parametrize("storage", ["file", "memory"])
+async def test_the_stream_of_a_namespace_keeps_what_the_namespace_says(
+    one: Instance, storage: Literal["file", "memory"]
+) -> None:
+    namespace = Namespace(7, 12.5, 1, storage)
     await one.opened("a.1", namespace)
     stream, subjects = SUBJECTS.log_stream(namespace.log_class)
     config = (await one.streams._ask(f"$JS.API.STREAM.INFO.{stream}", b"", None, bytes)).decode()
@@ -258,7 +263,7 @@ async def test_the_stream_of_a_namespace_keeps_what_the_namespace_says(one: Inst
         f'"max_msgs_per_subject":{7 + SPARE_ENTRIES}',
         '"max_age":12500000000',
         '"num_replicas":1',
-        '"storage":"file"',
+        f'"storage":"{storage}"',
         '"allow_direct":true',
         '"discard":"old"',
     ):

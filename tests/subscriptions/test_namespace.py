@@ -1,6 +1,7 @@
 """Namespaces: which topics remember what, the same for every owner."""
 
 import itertools
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -52,6 +53,17 @@ def test_without_a_time_to_live_the_services_own_holds_and_so_do_its_replicas() 
     assert found.logged() == {Namespace(5, 7.5, 3)}
 
 
+def test_a_topic_says_where_its_log_is_kept() -> None:
+    entry = TopicEntry(pattern="a.{b}", history=5, storage="memory", replicas=5)
+    found = namespaces(manifest("chat", entry), replicas=3)
+    assert found.of("a.1") == Namespace(5, 3600.0, 5, "memory")
+    assert found.logged() == {Namespace(5, 3600.0, 5, "memory")}
+
+
+def test_the_logs_of_earlier_releases_keep_their_names() -> None:
+    assert Namespace(100, 60.0, 3).log_class == "h100_t60_r3"
+
+
 def test_the_first_pattern_of_a_channel_decides_as_it_does_for_its_policy() -> None:
     narrow = TopicEntry(pattern="room.a{rest}", history=5, ttl_s=60.0)
     assert namespaces(manifest("chat", narrow, ROOM)).of("room.a1") == Namespace(5, 60.0)
@@ -78,18 +90,18 @@ settings = st.tuples(
     st.integers(1, 10_000),
     st.floats(0.001, 1e9, allow_nan=False).filter(lambda ttl_s: float(f"{ttl_s:.12g}") == ttl_s),
     st.integers(1, 5),
+    st.sampled_from(["file", "memory"]),
 )
+Setting = tuple[int, float, int, Literal["file", "memory"]]
 
 
 @given(settings, settings)
-def test_only_namespaces_with_the_same_settings_share_a_log_class(
-    one: tuple[int, float, int], other: tuple[int, float, int]
-) -> None:
+def test_only_namespaces_with_the_same_settings_share_a_log_class(one: Setting, other: Setting) -> None:
     assert (Namespace(*one).log_class == Namespace(*other).log_class) == (one == other)
 
 
 @given(settings)
-def test_a_log_class_is_a_token_of_a_subject_and_of_a_streams_name(setting: tuple[int, float, int]) -> None:
+def test_a_log_class_is_a_token_of_a_subject_and_of_a_streams_name(setting: Setting) -> None:
     log_class = Namespace(*setting).log_class
     assert log_class
     assert not set(log_class) & set(" .*>/\\\t")

@@ -158,6 +158,27 @@ async def test_instances_come_and_go_and_nobody_notices(trunkline: Cluster) -> N
             assert offsets == list(range(1, len(offsets) + 1))
 
 
+async def test_the_logs_of_all_namespaces_are_there_before_topics_need_them(trunkline: Cluster) -> None:
+    jetstream = (await trunkline.bus()).jetstream()
+
+    async def logs() -> dict[str, str]:
+        found = [each.config for each in await jetstream.streams_info()]
+        return {str(each.name): str(each.storage) for each in found if "_LOG_" in str(each.name)}
+
+    channel = Channel("more")
+
+    @channel.topic("quick.{name}", history=5, ttl=60, storage="memory")
+    async def may(ctx: Context) -> bool:
+        return True
+
+    await trunkline.start_worker(channel)
+    expected = {"trunkline_LOG_h1000_t60_r1": "file", "trunkline_LOG_h5_t60_r1_memory": "memory"}
+    async with asyncio.timeout(5):
+        while await logs() != expected:
+            await asyncio.sleep(0.02)
+    assert (await trunkline.publish("quick.1", "hi"))["offset"] == 1
+
+
 async def test_an_outsiders_publication_reaches_the_owner_whoever_gets_it(trunkline: Cluster) -> None:
     second = await trunkline.start_owner()
     await eventually(lambda: everything_is_owned(trunkline.owner, second))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from trunkline.subscriptions.log import ENTRIES_AT_OPENING, ENTRIES_AT_REOPENING, SPARE_ENTRIES
+from trunkline.subscriptions.declared import SPARE_ENTRIES
+from trunkline.subscriptions.log import ENTRIES_AT_OPENING, ENTRIES_AT_REOPENING
 from trunkline.subscriptions.topic import Entry, Loaded, Topic
 
 __all__ = ["Log"]

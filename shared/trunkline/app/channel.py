@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic.errors import PydanticUserError
 
@@ -24,6 +24,8 @@ CONNECT: Final = "$connect"
 DISCONNECT: Final = "$disconnect"
 DEFAULT: Final = "$default"
 ACTION_CHARACTERS: Final = 100
+MOST_REPLICAS: Final = 5
+"""Of a stream, in JetStream."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
@@ -108,12 +110,22 @@ class Channel:
         """Registers `(ctx, message) -> result` for the actions that have no handler; `ctx.action` tells which."""
         return self._add(_Handler(Kind.MESSAGE, DEFAULT, function, None), function)
 
-    def topic(self, pattern: str, *, history: int = 0, ttl: float | None = None, presence: bool = False) -> Callable[[F], F]:
+    def topic(
+        self,
+        pattern: str,
+        *,
+        history: int = 0,
+        ttl: float | None = None,
+        presence: bool = False,
+        storage: Literal["file", "memory"] = "file",
+        replicas: int | None = None,
+    ) -> Callable[[F], F]:
         """Registers the policy `(ctx, operation: Operation, …) -> bool` for the topics of a pattern, such as `room.{room}`.
 
         The pattern's parameters come by name, validated by their types. Of several patterns that cover a topic the first
-        counts. A topic that none covers is closed to clients. `history` publications are kept for `ttl` seconds; `presence`
-        lets members be listed.
+        counts. A topic that none covers is closed to clients. `history` publications are kept for `ttl` seconds, in files of
+        `replicas` NATS nodes (the subscription service's setting by default), or with `storage="memory"` in their memory,
+        where they survive as long as one of these nodes runs. `presence` lets members be listed.
         """
         try:
             compiled = TopicPattern(pattern)
@@ -121,7 +133,13 @@ class Channel:
             raise ChannelError(f"{self}: topic pattern {pattern!r}: {error}") from None
         if history < 0 or (ttl is not None and ttl <= 0):
             raise ChannelError(f"{self}: topic pattern {pattern!r}: history must not be negative, ttl more than 0")
-        entry = TopicEntry(pattern=pattern, history=history, ttl_s=ttl, presence=presence)
+        if storage not in ("file", "memory") or not (replicas is None or 1 <= replicas <= MOST_REPLICAS):
+            raise ChannelError(
+                f"{self}: topic pattern {pattern!r}: storage is 'file' or 'memory', and replicas 1 to {MOST_REPLICAS}"
+            )
+        entry = TopicEntry(
+            pattern=pattern, history=history, ttl_s=ttl, presence=presence, storage=storage, replicas=replicas
+        )
 
         def register(function: F) -> F:
             self._open(function)

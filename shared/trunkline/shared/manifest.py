@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -86,12 +86,17 @@ class ActionEntry(_Entry):
 
 
 class TopicEntry(_Entry):
-    """A family of topics that has a policy. `history` counts publications to keep, for `ttl_s` seconds."""
+    """A family of topics that has a policy. `history` counts publications to keep, for `ttl_s` seconds.
+
+    They are kept in `storage` of so many NATS nodes; None: of as many as the subscription service says.
+    """
 
     pattern: str
     history: int = 0
     ttl_s: float | None = None
     presence: bool = False
+    storage: Literal["file", "memory"] = "file"
+    replicas: int | None = None
 
 
 class Manifest(_Entry):

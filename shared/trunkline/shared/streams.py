@@ -7,7 +7,7 @@ a message whose acknowledgement resolves a future, so that thousands can be unde
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -16,7 +16,7 @@ from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.metrics import drops
 
-__all__ = ["Consumer", "Entry", "FencedError", "Stream", "Streams"]
+__all__ = ["Consumer", "Drift", "Entry", "FencedError", "Stream", "Streams"]
 
 TIMEOUT_S: Final = 5.0
 SWEEP_S: Final = 0.05
@@ -28,6 +28,7 @@ API: Final = "$JS.API"
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 _NO_MESSAGE: Final = 10037
 _STREAM_NAME_IN_USE: Final = 10058
+_STREAM_NOT_FOUND: Final = 10059
 _FULL: Final = frozenset({10047, 10077})
 _MESSAGE_TOO_LARGE: Final = 10054
 _TOO_MANY_REQUESTS: Final = 429
@@ -87,6 +88,21 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
             "duplicate_window": _nanoseconds(duplicates_s),
             "allow_direct": self.direct,
         }
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """How a stream differed from what is declared: it was missing, or had other settings (as the server names them)."""
+
+    stream: str
+    missing: bool = False
+    changes: Mapping[str, tuple[Any, Any]] = {}
+    """What was found and what was wanted, by setting."""
+    refused: str = ""
+    """Why the server does not let it be mended."""
+
+    def __str__(self) -> str:
+        changes = ", ".join(f"{name} was {found!r}, not {wanted!r}" for name, (found, wanted) in self.changes.items())
+        return f"{self.stream}: {self.refused or changes or 'was missing'}"
 
 
 class Consumer(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,20 +260,30 @@ class Streams:
 
     # ------------------------------------------------------------------ declaring
 
-    async def ensure_stream(self, stream: Stream) -> None:
+    async def ensure_stream(self, stream: Stream, *, mend: bool = True) -> Drift | None:
         """Creates a stream, or changes what differs from `stream`; settings that it does not name stay.
 
-        Raises `TrunklineError(INTERNAL)` when the server refuses that, as it does when the storage is another.
+        Returns what was different, and changes nothing unless `mend`. A stream that is as it should be is only looked at,
+        so that whoever may not change streams can call this, too. Raises `TrunklineError(INTERNAL)` when the server
+        refuses the change, as it does when the storage is another.
         """
-        wanted = stream.config()
-        first = {"first_seq": stream.first_sequence} if stream.first_sequence > 1 else {}
-        refused = await self._declare(f"{API}.STREAM.CREATE.{stream.name}", wanted | first)
-        if refused is not None and refused.err_code == _STREAM_NAME_IN_USE:
-            info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream.name}", b"", None, _decode_info)
-            refused = info.error
-            if refused is None and any(info.config.get(key) != value for key, value in _comparable(wanted, info.config)):
-                refused = await self._declare(f"{API}.STREAM.UPDATE.{stream.name}", info.config | wanted)
-        _raise_refused(refused, f"stream {stream.name}")
+        wanted, what = stream.config(), f"stream {stream.name}"
+        info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream.name}", b"", None, _decode_info)
+        missing = info.error is not None and info.error.err_code == _STREAM_NOT_FOUND
+        if not missing:
+            _raise_refused(info.error, what)
+        changes = {} if missing else _differences(wanted, info.config)
+        if not missing and not changes:
+            return None
+        if mend and missing:
+            first = {"first_seq": stream.first_sequence} if stream.first_sequence > 1 else {}
+            refused = await self._declare(f"{API}.STREAM.CREATE.{stream.name}", wanted | first)
+            if refused is not None and refused.err_code == _STREAM_NAME_IN_USE:  # another process was faster
+                return await self.ensure_stream(stream)
+            _raise_refused(refused, what)
+        elif mend:
+            _raise_refused(await self._declare(f"{API}.STREAM.UPDATE.{stream.name}", info.config | wanted), what)
+        return Drift(stream.name, missing, changes)
 
     async def ensure_consumer(self, consumer: Consumer) -> None:
         """Creates a durable consumer, or changes it. Raises `TrunklineError(INTERNAL)` when the server refuses that."""
@@ -386,9 +412,11 @@ def _raise_refused(error: _Error | None, what: str) -> None:
     raise TrunklineError(ErrorCode.INTERNAL, f"{what} cannot be had as wanted: {error.description}")
 
 
-def _comparable(wanted: dict[str, Any], found: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The wanted settings, without those that the server leaves out because they are off."""
-    return [(key, value) for key, value in wanted.items() if value or key in found]
+def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What was found and is wanted, by setting. The server leaves out settings that are off."""
+    return {
+        key: (found.get(key), value) for key, value in wanted.items() if (value or key in found) and found.get(key) != value
+    }
 
 
 def _nanoseconds(seconds: float) -> int:

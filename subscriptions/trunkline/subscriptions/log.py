@@ -10,11 +10,13 @@ from typing import Final
 import msgspec
 from prometheus_client import Counter, Histogram
 
+from trunkline.shared.declaring import reconcile
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
-from trunkline.shared.streams import FencedError, Stream, Streams
+from trunkline.shared.streams import FencedError, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s
+from trunkline.subscriptions.declared import SPARE_ENTRIES, log_stream
 from trunkline.subscriptions.namespace import Namespace
 from trunkline.subscriptions.topic import Entry, Loaded, Topic
 
@@ -23,8 +25,6 @@ __all__ = ["TopicLog"]
 OPENING_AT_ONCE: Final = 64
 ENTRIES_AT_OPENING: Final = 4
 ENTRIES_AT_REOPENING: Final = 64
-SPARE_ENTRIES: Final = 16
-"""Opening entries take places in the log, too."""
 
 log_appends = Counter("trunkline_log_appends_total", "Entries appended to the logs of topics.", ["outcome"])
 log_append_seconds = Histogram(
@@ -189,18 +189,11 @@ class TopicLog:
         self.advance(topic)
 
     async def ensure(self, namespace: Namespace) -> None:
-        """Creates the stream of a namespace if it does not exist, and mends it if it differs."""
+        """Creates the stream of a namespace if it does not exist, and mends it if it differs. Raises `TrunklineError`."""
         if namespace.log_class in self._ensured:
             return
-        stream, subjects = self._subjects.log_stream(namespace.log_class)
-        await self._streams.ensure_stream(
-            Stream(
-                name=stream,
-                subjects=[subjects],
-                max_messages_per_subject=namespace.history + SPARE_ENTRIES,
-                max_age_s=namespace.ttl_s,
-                replicas=namespace.replicas,
-                direct=True,
-            )
-        )
+        for drift in await reconcile(self._streams, [log_stream(self._subjects, namespace)]):
+            if drift.refused:
+                raise TrunklineError(ErrorCode.INTERNAL, drift.refused)
+            log.info("the stream of a namespace was created or mended", drift=str(drift))
         self._ensured.add(namespace.log_class)

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
-from trunkline.shared.manifest import Manifest
+from trunkline.shared.manifest import Manifest, TopicEntry
 from trunkline.shared.topics import RESERVED
 
 __all__ = ["EPHEMERAL", "Namespace", "Namespaces"]
 
 
 class Namespace:
-    """`history` publications are kept for `ttl_s` seconds; 0 keeps none. `log_class` names the stream that keeps them.
+    """`history` publications are kept for `ttl_s` seconds; 0 keeps none. `log_class` names the stream that keeps them, on
+    `replicas` NATS nodes, in files or in their memory.
 
     Namespaces with the same settings share a stream: streams are few and wide, never one per topic.
     """
 
-    __slots__ = ("history", "replicas", "ttl_s")
+    __slots__ = ("history", "replicas", "storage", "ttl_s")
 
-    def __init__(self, history: int, ttl_s: float, replicas: int = 1) -> None:
+    def __init__(self, history: int, ttl_s: float, replicas: int = 1, storage: Literal["file", "memory"] = "file") -> None:
         self.history = history
         self.ttl_s = ttl_s
         self.replicas = replicas
+        self.storage = storage
 
     @property
     def log_class(self) -> str:
         """A token for subjects and stream names."""
-        return f"h{self.history}_t{self.ttl_s:.12g}_r{self.replicas}".replace(".", "p")
+        name = f"h{self.history}_t{self.ttl_s:.12g}_r{self.replicas}".replace(".", "p")
+        return name if self.storage == "file" else f"{name}_{self.storage}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Namespace) and self.log_class == other.log_class
@@ -61,14 +65,13 @@ class Namespaces:
         for manifest in self._manifests:
             entry = manifest.topic_of(topic)
             if entry is not None and entry.history:
-                return Namespace(entry.history, entry.ttl_s or self._default_ttl_s, self._replicas)
+                return self._namespace(entry)
         return EPHEMERAL
+
+    def _namespace(self, entry: TopicEntry) -> Namespace:
+        ttl_s, replicas = entry.ttl_s or self._default_ttl_s, entry.replicas or self._replicas
+        return Namespace(entry.history, ttl_s, replicas, entry.storage)
 
     def logged(self) -> set[Namespace]:
         """Returns every namespace that keeps something."""
-        return {
-            Namespace(entry.history, entry.ttl_s or self._default_ttl_s, self._replicas)
-            for manifest in self._manifests
-            for entry in manifest.topics
-            if entry.history
-        }
+        return {self._namespace(entry) for manifest in self._manifests for entry in manifest.topics if entry.history}

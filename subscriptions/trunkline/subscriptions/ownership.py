@@ -30,16 +30,16 @@ from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.logs import get_logger
-from trunkline.shared.streams import FencedError, Stream, Streams
+from trunkline.shared.streams import FencedError, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s, every
 from trunkline.shared.topics import PARTITIONS
+from trunkline.subscriptions.declared import CLAIMS, claims_stream
 from trunkline.subscriptions.members import Members
 from trunkline.subscriptions.rendezvous import targets
 
 __all__ = ["Holder", "Ownership"]
 
-BUCKET: Final = "claims"
 BEATS_PER_SILENCE: Final = 5
 RELEASED: Final = ""
 
@@ -95,8 +95,9 @@ class Ownership:
         self._silence_s = silence_s
         self._beat_s = silence_s / BEATS_PER_SILENCE
         self._beats = subjects.owners
-        self._stream = f"KV_{subjects.bucket(BUCKET)}"
-        self._claim_prefix = f"$KV.{subjects.bucket(BUCKET)}.partition."
+        self._subjects = subjects
+        self._stream = f"KV_{subjects.bucket(CLAIMS)}"
+        self._claim_prefix = f"$KV.{subjects.bucket(CLAIMS)}.partition."
         self._replicas = replicas
         self._members = Members(silence_s)
         self._claims = [_UNCLAIMED] * PARTITIONS
@@ -223,15 +224,7 @@ class Ownership:
     async def _read(self) -> None:
         if not self._declared:
             await self._streams.ensure_stream(
-                Stream(
-                    name=self._stream,
-                    subjects=[f"{self._claim_prefix}*"],
-                    max_messages_per_subject=1,
-                    replicas=self._replicas,
-                    direct=True,
-                    # Terms must grow even if the stream is lost and made anew: edges drop what is older.
-                    first_sequence=int(time.time() * 1000),
-                )
+                claims_stream(self._subjects, self._replicas, first_sequence=int(time.time() * 1000))
             )
             self._declared = True
         found = [_UNCLAIMED] * PARTITIONS

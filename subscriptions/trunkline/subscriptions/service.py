@@ -99,6 +99,7 @@ class SubscriptionService:
             replicas=settings.replicas,
         )
         self._owner: Owner
+        self._log: TopicLog
         self._outsiders: Subscription | None = None
         self._subscriptions: dict[int, Subscription] = {}
         self._flushed_at = 0.0
@@ -120,7 +121,7 @@ class SubscriptionService:
         await self._streams.start()
         await self._caller.start()
         entry_bytes = self._bus.max_payload // 2
-        topics = TopicLog(
+        self._log = TopicLog(
             self._streams,
             self._subjects,
             self._tasks,
@@ -128,7 +129,7 @@ class SubscriptionService:
             self._ownership.is_claimed,
             entry_bytes=entry_bytes,
         )
-        self._owner = Owner(self._schedule_flush, topics.advance, self._namespaces.of, max_payload=self._bus.max_payload)
+        self._owner = Owner(self._schedule_flush, self._log.advance, self._namespaces.of, max_payload=self._bus.max_payload)
         self._bus.on_reconnect.append(self._back)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
         await self._bus.flush()
@@ -245,6 +246,15 @@ class SubscriptionService:
                     log.error("a manifest cannot be used", channel=channel, error=type(error).__name__)
         self._namespaces.replace(manifests)
         self._owner.forget_unused_ephemeral()
+        self._tasks.start(self._declare(), "declare streams")
+
+    async def _declare(self) -> None:
+        """Makes the streams before topics need them. What fails here is tried again when a topic is opened."""
+        for namespace in self._namespaces.logged():
+            try:
+                await self._log.ensure(namespace)
+            except TrunklineError as error:
+                log.warning("the stream of a namespace is not as it should be", error=str(error))
 
     # ------------------------------------------------------------------ requests
 
