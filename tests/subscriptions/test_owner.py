@@ -62,10 +62,18 @@ def new_owner(
     *,
     logs: Logs | None = None,
     on_due: Callable[[], None] = lambda: None,
+    on_interest: Callable[[Topic], None] = lambda _topic: None,
 ) -> Owner:
     """An owner of all partitions."""
     logs = logs or Logs()
-    logs.owner = Owner(on_due, logs.advance, namespace_of, max_payload=max_payload, clock=clock or Clock())
+    logs.owner = Owner(
+        on_due,
+        logs.advance,
+        namespace_of,
+        max_payload=max_payload,
+        clock=clock or Clock(),
+        on_interest=on_interest,
+    )
     logs.owner.claim(dict.fromkeys(range(PARTITIONS), TERM))
     return logs.owner
 
@@ -115,7 +123,8 @@ class Schedules(RuleBasedStateMachine):
         self.clock = Clock()
         self.notices = 0
         self.logs = Logs()
-        self.owner = new_owner(self.clock, logs=self.logs, on_due=self.on_due)
+        self.interest: dict[Topic, bool] = {}
+        self.owner = new_owner(self.clock, logs=self.logs, on_due=self.on_due, on_interest=self.on_interest)
         self.attached: dict[tuple[str, str], Position] = {}
         self.tops: dict[str, int] = {}
         self.published: dict[str, list[bytes]] = {}
@@ -124,6 +133,16 @@ class Schedules(RuleBasedStateMachine):
 
     def on_due(self) -> None:
         self.notices += 1
+
+    def on_interest(self, topic: Topic) -> None:
+        assert self.owner.topics[topic.name] is topic
+        assert self.interest.get(topic, False) is not bool(topic.edges), "told twice"
+        self.interest[topic] = bool(topic.edges)
+
+    @invariant()
+    def interest_is_told(self) -> None:
+        for topic in self.owner.topics.values():
+            assert self.interest.get(topic, False) is bool(topic.edges)
 
     @rule(topic=st.sampled_from(TOPICS), size=st.integers(1, MAX_PAYLOAD - ENVELOPE_BYTES - 2), count=st.integers(1, 5))
     def publish(self, topic: str, size: int, count: int) -> None:

@@ -62,6 +62,11 @@ def published(log: Log, topic: Topic, *datas: bytes) -> None:
         append(log, topic)
 
 
+def token_of(data: bytes) -> bytes | None:
+    """The resume token that a publication of the simulation has: that of every other one."""
+    return b"after " + data if int(data) % 2 else None
+
+
 # ------------------------------------------------------------------------------------------------ schedules
 
 
@@ -138,7 +143,7 @@ class Simulation:
                     self.settled.setdefault((topic, outcome.epoch), []).append((number, outcome.offset))
 
         topic = instance.topic
-        topic.publish(name.encode(), name if keyed else None, settle, 0.0)
+        topic.publish(name.encode(), name if keyed else None, settle, 0.0, resume_token=token_of(name.encode()))
 
     def crash(self, instance: Instance) -> None:
         """The process ends and starts again. What it had under way may still be written."""
@@ -218,7 +223,12 @@ class Simulation:
 
     def check(self) -> None:
         by_epoch: dict[str, list[bytes]] = {}
+        token: bytes | None = None
         for _, entry in self.log.written:
+            own = [found for logged in entry.publications if (found := token_of(logged.data)) is not None]
+            if own or not self.expiry:
+                token = own[-1] if own else token
+                assert entry.resume_token == token, "not that of the last publication up to here that has one"
             publications = by_epoch.setdefault(entry.epoch, [])
             assert entry.offset == len(publications) + 1, "a gap or a repetition"
             publications.extend(logged.data for logged in entry.publications)
@@ -403,6 +413,49 @@ def test_what_another_owner_wrote_is_told_to_the_edges_unless_the_epoch_is_anoth
     assert topic.take_pending() == [Publication(2, b"2"), Publication(3, b"3")]
 
 
+def test_a_resume_token_counts_when_its_publication_does_and_not_before() -> None:
+    log = Log(HISTORY)
+    topic = opened(log)
+    topic.publish(b"1", None, lambda _outcome: None, 0.0, resume_token=b"t1")
+    payload = topic.next_entry(LIMIT_BYTES)
+    assert payload is not None
+    topic.publish(b"2", None, lambda _outcome: None, 0.0, resume_token=b"t2")
+    assert topic.resume_token != b"t1"
+    sequence = log.append(payload, topic.sequence)
+    assert sequence is not None
+    topic.appended(sequence)
+    assert topic.resume_token == b"t1"
+
+    payload = topic.next_entry(LIMIT_BYTES)
+    topic.doubted()  # it was not written, and another owner comes
+    other = opened(log)
+    assert other.resume_token == b"t1"
+    published(log, other, b"3")
+    assert other.resume_token == b"t1", "publications of others leave it"
+    opened(log, topic)
+    assert topic.resume_token == b"t1"
+    append(log, topic)
+    assert topic.resume_token == b"t2"
+    assert opened(log).resume_token == b"t2"
+
+
+def test_a_resume_token_outlives_what_the_log_forgets() -> None:
+    log = Log(2)
+    topic = opened(log)
+    topic.publish(b"1", None, lambda _outcome: None, 0.0, resume_token=b"t1")
+    append(log, topic)
+    published(log, topic, *[b"%d" % number for number in range(2, 40)])
+    for _ in range(40):
+        assert opened(log).resume_token == b"t1"
+
+
+def test_an_ephemeral_topic_keeps_its_resume_token_in_memory() -> None:
+    topic = Topic(NAME, EPHEMERAL, 0.0)
+    topic.publish(b"1", None, lambda _outcome: None, 0.0, resume_token=b"t1")
+    topic.publish(b"2", None, lambda _outcome: None, 0.0)
+    assert topic.resume_token == b"t1"
+
+
 def test_opening_entries_of_others_alone_do_not_move_what_is_remembered() -> None:
     """A topic that missed more than is read at an opening must not serve its old tail under new offsets."""
     log = Log(HISTORY, 2, 2)
@@ -575,6 +628,12 @@ def test_each_incarnation_has_its_own_epoch_and_the_same_partition() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the end
+
+
+def test_a_topic_that_a_function_feeds_is_not_idle() -> None:
+    topic = Topic(NAME, EPHEMERAL, 0.0)
+    topic.fed = True
+    assert not topic.idle(1_000.0, 10.0)
 
 
 def test_a_topic_is_idle_only_without_edges_and_after_its_time() -> None:

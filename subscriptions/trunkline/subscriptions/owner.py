@@ -48,7 +48,8 @@ def check_json(data: bytes) -> None:
 class Owner:
     """Topics, the edges attached to them, and what is due to be fanned out.
 
-    `on_due` is called when the first publication becomes due after a `take_due`.
+    `on_due` is called when the first publication becomes due after a `take_due`, `on_interest` when the first edge comes to
+    a topic and when the last one has gone.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Owner:
         *,
         max_payload: int,
         clock: Callable[[], float] = time.monotonic,
+        on_interest: Callable[[Topic], None] = lambda _topic: None,
     ) -> None:
         self.terms: dict[int, int] = {}
         """The term of each partition that is owned."""
         self.topics: dict[str, Topic] = {}
         self.published = 0
         self._on_due = on_due
+        self._on_interest = on_interest
         self._advance = advance
         self._namespace_of = namespace_of
         self._when_open: dict[str, list[tuple[Callable[[Topic], None], Callable[[TrunklineError], None]]]] = {}
@@ -107,10 +110,13 @@ class Owner:
         """Adds an edge to a topic: it gets everything after the position that is settled. Repeating it is harmless."""
 
         def attached(topic: Topic) -> None:
+            first = not topic.edges
             topic.edges.add(edge_id)
             self._heard[edge_id] = self._clock()
             self._attached.setdefault(edge_id, {}).setdefault(topic.partition, set()).add(name)
             settle(wire.Attached(topic.position, self.terms[topic.partition]))
+            if first:
+                self._on_interest(topic)
 
         self._once_open(self._topic(name), attached, settle)
 
@@ -171,14 +177,20 @@ class Owner:
         """Removes an edge from a topic: what is due and was not taken does not reach it any more."""
         topic = self.topics.get(name)
         if topic is not None:
-            topic.edges.discard(edge_id)
             topic.touched_at = self._clock()
+            self._remove(topic, edge_id)
             self._attached.get(edge_id, {}).get(topic.partition, set()).discard(name)
 
     def release(self, partition: int, edge_id: str) -> None:
         """Removes an edge from all topics of a partition."""
         for name in self._attached.get(edge_id, {}).pop(partition, set()):
-            self.topics[name].edges.discard(edge_id)
+            self._remove(self.topics[name], edge_id)
+
+    def _remove(self, topic: Topic, edge_id: str) -> None:
+        if edge_id in topic.edges:
+            topic.edges.remove(edge_id)
+            if not topic.edges:
+                self._on_interest(topic)
 
     def hold(self, partition: int, edge_id: str) -> wire.Held:
         """Notes that an edge lives. The answer lets it see whether both believe the same."""
@@ -187,7 +199,16 @@ class Owner:
             self._heard[edge_id] = self._clock()
         return wire.Held(len(self._attached.get(edge_id, {}).get(partition, ())), term)
 
-    def publish(self, name: str, data: bytes, key: str | None, settle: Settle, *, fresh: bool = False) -> None:
+    def publish(
+        self,
+        name: str,
+        data: bytes,
+        key: str | None,
+        settle: Settle,
+        *,
+        fresh: bool = False,
+        resume_token: bytes | None = None,
+    ) -> None:
         """Takes a publication; its position is settled once nothing can lose it.
 
         Raises `TrunklineError`: `INVALID`, `TOO_LARGE`, `BAD_REQUEST`, or `UNAVAILABLE` if the topic has another owner.
@@ -197,7 +218,7 @@ class Owner:
             most = self._max_payload - ENVELOPE_BYTES
             raise TrunklineError(ErrorCode.TOO_LARGE, f"a publication has at most {most} bytes")
         topic = self._topic(name)
-        topic.publish(data, key, settle, self._clock(), fresh=fresh)
+        topic.publish(data, key, settle, self._clock(), fresh=fresh, resume_token=resume_token)
         self.published += 1
         self._note_due(topic)
         if topic.namespace.history:
@@ -307,8 +328,10 @@ class Owner:
                 yield edge_id, wire.encode(wire.Tops(wire.VERSION, tops[start : start + TOPS_AT_ONCE]))
 
     def forget_unused_ephemeral(self) -> None:
-        """Forgets ephemeral topics that nobody hears: their namespace may have history now."""
-        for name in [name for name, topic in self.topics.items() if topic.namespace is EPHEMERAL and not topic.edges]:
+        """Forgets ephemeral topics that nobody hears or feeds: their namespace may have history now."""
+        for name in [
+            name for name, topic in self.topics.items() if topic.namespace is EPHEMERAL and not topic.edges and not topic.fed
+        ]:
             del self.topics[name]
 
     @property

@@ -58,6 +58,9 @@ class Entry(msgspec.Struct, array_like=True):
     publications: list[Logged]
     previous: int = 0
     """The stream sequence of the topic's entry before this one; 0: there was none."""
+    resume_token: bytes | None = None
+    """That of the last publication up to here that came with one. Each entry repeats it, so that it does not expire while
+    the topic has a log."""
 
     @property
     def top(self) -> int:
@@ -77,12 +80,13 @@ class Loaded(msgspec.Struct):
 
 
 class _Waiting:
-    __slots__ = ("data", "fresh", "key", "settles")
+    __slots__ = ("data", "fresh", "key", "resume_token", "settles")
 
-    def __init__(self, data: bytes, key: str | None, fresh: bool, settle: Settle) -> None:
+    def __init__(self, data: bytes, key: str | None, fresh: bool, settle: Settle, resume_token: bytes | None) -> None:
         self.data = data
         self.key = key
         self.fresh = fresh
+        self.resume_token = resume_token
         self.settles = [settle]
 
 
@@ -102,6 +106,7 @@ class Topic:
         "due",
         "edges",
         "epoch",
+        "fed",
         "name",
         "namespace",
         "offset",
@@ -110,6 +115,7 @@ class Topic:
         "partition",
         "pending",
         "reading",
+        "resume_token",
         "tail",
         "tail_complete",
         "touched_at",
@@ -140,6 +146,10 @@ class Topic:
         """Whether the shell is reading its log."""
         self.wants_tail = False
         """Whether somebody waits for older entries to be read."""
+        self.resume_token: bytes | None = None
+        """Where a subscription function goes on: what came with the last publication that had one. In the log with it."""
+        self.fed = False
+        """Whether a subscription function runs for it."""
         self.touched_at = now
         self._tail_bytes = 0
         self._sequence = 0
@@ -167,11 +177,21 @@ class Topic:
 
     # ------------------------------------------------------------------ publishing
 
-    def publish(self, data: bytes, key: str | None, settle: Settle, now: float, *, fresh: bool = False) -> None:
+    def publish(
+        self,
+        data: bytes,
+        key: str | None,
+        settle: Settle,
+        now: float,
+        *,
+        fresh: bool = False,
+        resume_token: bytes | None = None,
+    ) -> None:
         """Takes a publication. A `key` that the topic has seen gives the first position again, and publishes nothing.
 
         A key that is not `fresh` may be in a part of the log that was not read, and then waits until that is. So does
-        a fresh key while the topic is not open: another owner may have got the same request, and written it.
+        a fresh key while the topic is not open: another owner may have got the same request, and written it. The
+        `resume_token` is the topic's as soon as the publication has its position, and not before.
         Settles with `OVERLOADED` when more than 4 MiB wait for the log.
         """
         self.touched_at = now
@@ -187,7 +207,7 @@ class Topic:
         if self._waiting_bytes + len(data) > WAITING_BYTES:
             settle(TrunklineError(ErrorCode.OVERLOADED, "too much waits for this topic's log", retry_after_s=0.5))
             return
-        waiting = _Waiting(data, key, fresh and self.open, settle)
+        waiting = _Waiting(data, key, fresh and self.open, settle, resume_token)
         if self.namespace is EPHEMERAL:
             self._commit([waiting])
             return
@@ -218,9 +238,16 @@ class Topic:
             secrets.token_urlsafe(9),
             [Logged(waiting.data, waiting.key) for waiting in group],
             self._sequence,
+            self._token_after(group),
         )
         self._in_flight = (entry, group)
         return encode(entry)
+
+    def _token_after(self, group: Sequence[_Waiting]) -> bytes | None:
+        for waiting in reversed(group):
+            if waiting.resume_token is not None:
+                return waiting.resume_token
+        return self.resume_token
 
     def _may_know(self, waiting: _Waiting) -> bool:
         """Whether this may be in the log already, in entries that were not read."""
@@ -248,6 +275,8 @@ class Topic:
         """
         self._sequence = loaded.sequence
         last = loaded.entries[-1] if loaded.entries else None
+        if last is not None:
+            self.resume_token = last.resume_token
         epoch = new_epoch() if last is None else last.epoch
         known = epoch == self.epoch
         if not known:
@@ -257,7 +286,8 @@ class Topic:
             if entry.epoch == epoch:
                 self._take_over(entry, due=known, complete=loaded.complete)
         self._clear_doubt(loaded.entries)
-        return encode(Entry(VERSION, self.epoch, self.offset + 1, secrets.token_urlsafe(9), [], self._sequence))
+        nonce = secrets.token_urlsafe(9)
+        return encode(Entry(VERSION, self.epoch, self.offset + 1, nonce, [], self._sequence, self.resume_token))
 
     def _clear_doubt(self, entries: Sequence[Entry]) -> None:
         if self._doubt is None:
@@ -344,6 +374,7 @@ class Topic:
                     self.pending.append(publication)
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
+        self.resume_token = self._token_after(group)
         for waiting in group:
             self.offset += 1
             publication = Publication(self.offset, waiting.data)
@@ -420,6 +451,7 @@ class Topic:
         """Whether nobody listens, nothing waits, and nothing has happened for `idle_s` seconds."""
         return (
             not self.edges
+            and not self.fed
             and not self._waiting
             and self._in_flight is None
             and not self.opening
