@@ -91,6 +91,36 @@ def test_manifest_says_what_edges_need() -> None:
     assert chat.manifest.encode() == manifest.encode()
 
 
+def test_handlers_without_a_pool_are_in_that_of_their_channel() -> None:
+    studio = Channel("studio", pool="interactive")
+
+    @studio.on_connect
+    async def hello(ctx: Context) -> None: ...
+
+    @studio.on("say")
+    async def say(ctx: Context) -> None: ...
+
+    @studio.on("render", pool="heavy")
+    async def render(ctx: Context) -> None: ...
+
+    @studio.topic("room.{room}")
+    async def may(ctx: Context, room: int) -> bool:
+        return True
+
+    assert {(route.action, route.pool) for route in studio.routes} == {
+        ("$connect", "interactive"),
+        ("say", "interactive"),
+        ("render", "heavy"),
+        ("room.{room}", "interactive"),
+    }
+    manifest = Manifest.decode(studio.manifest.encode())
+    assert (manifest.pool, manifest.actions["say"].pool, manifest.actions["render"].pool) == (
+        *("interactive", "interactive"),
+        "heavy",
+    )
+    assert manifest.pools == {"interactive", "heavy"}
+
+
 def _no_message_annotation(chat: Channel) -> None:
     @chat.on("say")
     async def say(ctx: Context, message) -> None: ...  # type: ignore[no-untyped-def]
@@ -236,6 +266,10 @@ def _context_of_another_state(chat: Channel) -> None:
     async def say(ctx: Context[Said]) -> None: ...
 
 
+def _bad_pool(chat: Channel) -> None:
+    chat.on("say", pool="a b")
+
+
 def _empty(chat: Channel) -> None:
     pass
 
@@ -268,6 +302,7 @@ def _empty(chat: Channel) -> None:
         (_handler_is_a_class, "no function"),
         (_hidden_async, "make its wrapper `async def`"),
         (_context_of_another_state, "Context["),
+        (_bad_pool, "pool 'a b'"),
         (_empty, "no handlers"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
@@ -287,6 +322,7 @@ def test_what_cannot_work_is_refused(mistake: Callable[[Channel], None], says: s
         _reserved_action,
         _reserved_topic,
         _bad_pattern,
+        _bad_pool,
         _unknown_storage,
         _too_many_replicas,
         _handler_is_a_class,

@@ -55,6 +55,10 @@ def test_every_setting_is_an_option() -> None:
     assert run(app) == "none 8080 ['a', 'b'] False info\n"
 
 
+def test_the_option_of_a_list_can_be_repeated() -> None:
+    assert run(app, "--origins", "x,y", "--origins", "z") == "none 8080 ['x', 'y', 'z'] False info\n"
+
+
 def test_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUNKLINE_EDGE_PORT", "5")
     assert run(app).startswith("none 5 ")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.shared.manifest import Manifest, TopicPattern
+from trunkline.shared.manifest import ActionEntry, Manifest, TopicPattern
 
 values = st.text(string.ascii_letters + string.digits + ":_-$/{}~", min_size=1, max_size=12)
 
@@ -74,3 +74,23 @@ def test_first_pattern_that_covers_counts() -> None:
 def test_unknown_fields_of_a_later_release_are_ignored() -> None:
     manifest = Manifest.decode(b'{"version":9,"channel":"c","new":1,"actions":{"say":{"timeout_s":1,"new":{}}}}')
     assert manifest.actions["say"].timeout_s == 1
+
+
+def test_pools() -> None:
+    assert Manifest.decode(b'{"channel":"c"}').pools == frozenset()
+    assert Manifest.decode(b'{"channel":"c","actions":{"say":{}}}').pools == {"default"}
+    assert Manifest.decode(b'{"channel":"c","pool":"a","connect":true,"actions":{"say":{"pool":"b"}}}').pools == {"a", "b"}
+
+
+def test_a_manifest_remembers_those_that_it_has_replaced() -> None:
+    first, second, third = (Manifest(channel="c", actions={name: ActionEntry()}) for name in ("a", "b", "c"))
+    assert second.replacing(first).former == (first.digest,)
+    in_force = third.replacing(second.replacing(first))
+    assert in_force.former == (second.digest, first.digest)
+    assert in_force.digest == third.digest, "what was before is not part of the content"
+    assert first.replacing(in_force).former == (third.digest, second.digest)
+    assert first.replacing(None).former == ()
+    many = first
+    for number in range(100):
+        many = Manifest(channel="c", actions={str(number): ActionEntry()}).replacing(many)
+    assert len(many.former) == 32

@@ -421,6 +421,28 @@ async def test_manifest_is_published_when_it_changed(nats: NatsServer, edge: Edg
         assert changed[1] > stored[1]
 
 
+async def test_a_worker_runs_the_handlers_of_its_pools(nats: NatsServer, edge: Edge) -> None:
+    studio = Channel("chat")
+
+    @studio.on("say")
+    async def say(ctx: Context) -> str:
+        return "said"
+
+    @studio.on("render", pool="heavy")
+    async def render(ctx: Context) -> str:
+        return "rendered"
+
+    with capture_logs() as logs:
+        async with worker(nats, studio, pool=["heavy", "haevy"]):
+            assert await edge.call("render") == "rendered"
+            assert (await edge.refused("say")).code == "no_worker"
+            bucket = await edge.bus.bucket(edge.subjects.bucket(BUCKET))
+            assert (stored := await bucket.get("chat")) is not None
+            assert list(Manifest.decode(stored[0]).actions) == ["render", "say"], "the manifest tells of all pools"
+    [warning] = [line for line in logs if line["log_level"] == "warning"]
+    assert (warning["pool"], warning["known"]) == ("haevy", ["default", "heavy"])
+
+
 async def test_stop_finishes_what_runs_and_what_waits(nats: NatsServer, edge: Edge) -> None:
     chat = Channel("chat")
     started = asyncio.Event()

@@ -13,7 +13,7 @@ from trunkline.cli.mistakes import ExitCode, Mistake
 from trunkline.shared.health import http_url
 from trunkline.shared.settings import RoleSettings
 
-__all__ = ["Role", "health_url"]
+__all__ = ["Role", "health_url", "ready_url", "reasons_at"]
 
 
 class Role(StrEnum):
@@ -45,7 +45,7 @@ def health(
     """
     module, name = SETTINGS[role]
     settings: RoleSettings = getattr(importlib.import_module(module), name).load()
-    reasons = _ask(health_url(settings), timeout_s)
+    reasons = reasons_at(health_url(settings), timeout_s)
     if reasons:
         raise Mistake(f"{role} is not ready: {'; '.join(reasons)}", ExitCode.FAILED)
     typer.echo("ready")
@@ -59,11 +59,16 @@ def health_url(settings: RoleSettings) -> str:
     if port <= 0:
         variable = "TRUNKLINE_EDGE_PORT" if own else "TRUNKLINE_HEALTH_PORT"
         raise Mistake(f"the port is chosen at the start, or there is none; set {variable} to a fixed one", ExitCode.USAGE)
-    return http_url(host, port) + "/health/ready"
+    return ready_url(http_url(host, port))
 
 
-def _ask(url: str, timeout_s: float) -> list[str]:
-    """The reasons why the process is not ready."""
+def ready_url(root: str) -> str:
+    """Where a process whose health is served at `root` says whether it is ready."""
+    return root + "/health/ready"
+
+
+def reasons_at(url: str, timeout_s: float) -> list[str]:
+    """Ask for the reasons why a process is not ready; none: it is. Raises `Mistake` when it does not answer. Blocks."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
     try:

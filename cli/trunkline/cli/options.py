@@ -5,7 +5,7 @@ differ.
 import functools
 import inspect
 from collections.abc import Callable, Collection
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
 
@@ -30,7 +30,7 @@ def with_settings(cls: type[CommonSettings], *, options: Collection[str] | None 
 
     `options` names the fields that get one, if not all. Secrets never do: everybody on a machine can read the
     arguments of all processes. A parameter of the command that has the name of a field sets that field, in
-    place of an option. Adds `--print-settings`.
+    place of an option. The option of a list can be repeated. Adds `--print-settings`.
     """
     own_first = sorted(cls.model_fields, key=lambda name: name in CommonSettings.model_fields)
     names = [
@@ -46,7 +46,7 @@ def with_settings(cls: type[CommonSettings], *, options: Collection[str] | None 
 
         @functools.wraps(command)
         def wrapped(*, print_and_exit: bool, **parameters: Any) -> None:
-            settings = cls.load({name: parameters.pop(name) for name in arguments})
+            settings = cls.load({name: _joined(parameters.pop(name)) for name in arguments})
             if print_and_exit:
                 typer.echo(print_settings(settings), nl=False)
             else:
@@ -77,7 +77,12 @@ def _option(cls: type[CommonSettings], name: str) -> inspect.Parameter:
         metavar="VALUE",
         rich_help_panel=f"{'Settings of all roles' if common else 'Settings'} (as variables: {prefix}<NAME>)",
     )
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
+    kind = list[str] | None if get_origin(field.annotation) is list else str | None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def _joined(value: str | list[str] | None) -> str | None:
+    return ",".join(value) if isinstance(value, list) else value
 
 
 def _shown(default: object) -> str:

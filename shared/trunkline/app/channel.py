@@ -14,7 +14,7 @@ from trunkline.app.routes import Middleware, Route
 from trunkline.app.signatures import UNKNOWN, Signature, adapter_of, read_signature, resource_type, without_none
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Kind, Operation
-from trunkline.shared.manifest import ActionEntry, Manifest, TopicEntry, TopicPattern
+from trunkline.shared.manifest import DEFAULT_POOL, ActionEntry, Manifest, TopicEntry, TopicPattern
 
 __all__ = ["Channel"]
 
@@ -31,14 +31,22 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
 class _Handler:
-    __slots__ = ("action", "concurrent", "function", "kind", "signature", "timeout_s")
+    __slots__ = ("action", "concurrent", "function", "kind", "pool", "signature", "timeout_s")
 
     def __init__(
-        self, kind: Kind, action: str, function: Callable[..., Any], timeout_s: float | None, concurrent: bool = False
+        self,
+        kind: Kind,
+        action: str,
+        function: Callable[..., Any],
+        pool: str,
+        *,
+        timeout_s: float | None = None,
+        concurrent: bool = False,
     ) -> None:
         self.kind = kind
         self.action = action
         self.function = function
+        self.pool = pool
         self.timeout_s = timeout_s
         self.concurrent = concurrent
         self.signature = Signature()
@@ -62,13 +70,15 @@ class Channel:
     handlers run in the event loop, plain `def` handlers in a thread. Registering raises `ChannelError` for what can be seen
     at once; what depends on other registrations is checked when a worker starts.
 
-    `state` is the type of `ctx.state`, if it is not what `on_connect` returns.
+    `state` is the type of `ctx.state`, if it is not what `on_connect` returns. `pool` is that of all handlers that name
+    none: `trunkline workers APP --pool NAME` runs the handlers of one pool, so that each can be scaled alone.
     """
 
-    def __init__(self, name: str, *, state: Any = None) -> None:
+    def __init__(self, name: str, *, state: Any = None, pool: str = DEFAULT_POOL) -> None:
         if not _NAME.match(name):
             raise ChannelError(f"channel name {name!r}: use 1 to 64 letters, digits, '-' and '_'")
         self.name = name
+        self._pool = _check_pool(pool, repr(self))
         self._state = state
         self._handlers: dict[tuple[Kind, str], _Handler] = {}
         self._policies: dict[str, _Policy] = {}
@@ -86,17 +96,19 @@ class Channel:
 
         The query's type validates the URL's query parameters. What it returns becomes `ctx.state`; `Reject` refuses.
         """
-        return self._add(_Handler(Kind.CONNECT, CONNECT, function, None), function)
+        return self._add(_Handler(Kind.CONNECT, CONNECT, function, self._pool), function)
 
     def on_disconnect(self, function: F) -> F:
         """Registers `(ctx, reason: Disconnect)`, called after the connection has ended."""
-        return self._add(_Handler(Kind.DISCONNECT, DISCONNECT, function, None), function)
+        return self._add(_Handler(Kind.DISCONNECT, DISCONNECT, function, self._pool), function)
 
-    def on(self, action: str, *, timeout_s: float | None = None, concurrent: bool = False) -> Callable[[F], F]:
+    def on(
+        self, action: str, *, timeout_s: float | None = None, concurrent: bool = False, pool: str | None = None
+    ) -> Callable[[F], F]:
         """Registers `(ctx, message) -> result` for an action.
 
         `timeout_s` is the longest a call may take (the worker's setting by default). A connection's messages are handled one
-        after the other; those of a `concurrent` action are not waited for.
+        after the other; those of a `concurrent` action are not waited for. `pool`: whose workers run it (the channel's).
         """
         if not action or len(action) > ACTION_CHARACTERS or not action.isprintable():
             raise ChannelError(f"{self}: action {action[:20]!r}: use 1 to {ACTION_CHARACTERS} printable characters")
@@ -104,11 +116,14 @@ class Channel:
             raise ChannelError(f"{self}: action {action!r}: names that begin with '$' are reserved")
         if timeout_s is not None and timeout_s <= 0:
             raise ChannelError(f"{self}: action {action!r}: timeout_s must be more than 0")
-        return lambda function: self._add(_Handler(Kind.MESSAGE, action, function, timeout_s, concurrent), function)
+        own = self._pool if pool is None else _check_pool(pool, f"{self}: action {action!r}")
+        return lambda function: self._add(
+            _Handler(Kind.MESSAGE, action, function, own, timeout_s=timeout_s, concurrent=concurrent), function
+        )
 
     def default(self, function: F) -> F:
         """Registers `(ctx, message) -> result` for the actions that have no handler; `ctx.action` tells which."""
-        return self._add(_Handler(Kind.MESSAGE, DEFAULT, function, None), function)
+        return self._add(_Handler(Kind.MESSAGE, DEFAULT, function, self._pool), function)
 
     def topic(
         self,
@@ -230,6 +245,7 @@ class Channel:
                 states,
                 self._middleware,
                 timeout_s=handler.timeout_s,
+                pool=handler.pool,
             )
             for handler in self._handlers.values()
         ]
@@ -244,6 +260,7 @@ class Channel:
                     states,
                     self._middleware,
                     pattern=policy.pattern,
+                    pool=self._pool,
                 )
                 for operation in Operation
             ]
@@ -286,7 +303,14 @@ class Channel:
                 if kind is Kind.MESSAGE and action != DEFAULT
             },
             topics=tuple(policy.entry for policy in self._policies.values()),
+            pool=self._pool,
         )
+
+
+def _check_pool(pool: str, what: str) -> str:
+    if not _NAME.match(pool):
+        raise ChannelError(f"{what}: pool {pool!r}: use 1 to 64 letters, digits, '-' and '_'")
+    return pool
 
 
 def _check_function(function: Callable[..., Any]) -> None:
@@ -307,6 +331,7 @@ def _action_entry(handler: _Handler) -> ActionEntry:
     return ActionEntry(
         timeout_s=handler.timeout_s,
         concurrent=handler.concurrent,
+        pool=handler.pool,
         message=_schema(body, handler, "validation"),
         result=_schema(None if signature.returns in (UNKNOWN, type(None)) else signature.returns, handler, "serialization"),
     )

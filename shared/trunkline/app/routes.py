@@ -19,7 +19,7 @@ from trunkline.app.signatures import UNKNOWN, Signature, adapter_of
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Disconnect, Kind, Operation
 from trunkline.shared.errors import ErrorCode, TrunklineError
-from trunkline.shared.manifest import TopicPattern
+from trunkline.shared.manifest import DEFAULT_POOL, TopicPattern
 from trunkline.shared.wire import Call, CallResult, Encoding
 
 __all__ = ["Middleware", "Next", "Route"]
@@ -46,7 +46,7 @@ _encode_msgpack = msgspec.msgpack.Encoder().encode
 class Route:
     """One handler for one kind of call. `action` is the last token of the subject on which it is asked."""
 
-    __slots__ = ("_arguments", "_chain", "_result", "_states", "action", "channel", "kind", "timeout_s")
+    __slots__ = ("_arguments", "_chain", "_result", "_states", "action", "channel", "kind", "pool", "timeout_s")
 
     def __init__(
         self,
@@ -60,11 +60,13 @@ class Route:
         *,
         timeout_s: float | None = None,
         pattern: TopicPattern | None = None,
+        pool: str = DEFAULT_POOL,
     ) -> None:
         self.channel = channel
         self.kind = kind
         self.action = action
         self.timeout_s = timeout_s
+        self.pool = pool
         self._states = states
         self._arguments = _arguments_of(kind, function, signature, pattern)
         self._result = _result_of(kind, function, signature)

@@ -5,6 +5,7 @@ Also the matching of topics with the patterns in it, which edges and workers mus
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -13,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from trunkline.shared.topics import RESERVED, TOPIC_BYTES
 
-__all__ = ["BUCKET", "ActionEntry", "Manifest", "TopicEntry", "TopicPattern"]
+__all__ = ["BUCKET", "DEFAULT_POOL", "ActionEntry", "Manifest", "TopicEntry", "TopicPattern"]
 
 BUCKET: Final = "manifest"
 """The KV bucket (`Subjects.bucket`); its keys are the names of channels."""
+DEFAULT_POOL: Final = "default"
+FORMER_KEPT: Final = 32
 
 _PARAMETER = re.compile(r"\{([^{}]*)\}")
 _VALUE = r"[!-)+,\-/-=?-~]+"
@@ -81,6 +84,7 @@ class ActionEntry(_Entry):
 
     timeout_s: float | None = None
     concurrent: bool = False
+    pool: str = DEFAULT_POOL
     message: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
 
@@ -100,7 +104,11 @@ class TopicEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """What the workers of a channel answer. `version` is that of this format."""
+    """What the workers of a channel answer. `version` is that of this format.
+
+    `pool` serves everything but the actions, which say so themselves. `former`: digests of the manifests that this one has
+    replaced, the last one first, so that an old worker that starts again does not bring its own back.
+    """
 
     version: int = 1
     channel: str
@@ -109,6 +117,8 @@ class Manifest(_Entry):
     default: bool = False
     actions: Mapping[str, ActionEntry] = {}
     topics: tuple[TopicEntry, ...] = ()
+    pool: str = DEFAULT_POOL
+    former: tuple[str, ...] = ()
 
     _patterns: tuple[TopicPattern, ...] = PrivateAttr(())
 
@@ -122,6 +132,26 @@ class Manifest(_Entry):
             if pattern.match(topic) is not None:
                 return entry
         return None
+
+    @property
+    def pools(self) -> frozenset[str]:
+        """All pools that a handler of this channel is in."""
+        pools = {action.pool for action in self.actions.values()}
+        if self.connect or self.disconnect or self.default or self.topics:
+            pools.add(self.pool)
+        return frozenset(pools)
+
+    @property
+    def digest(self) -> str:
+        """Tells manifests with different content apart; what they have replaced is not part of it."""
+        content = self.model_copy(update={"former": ()})
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def replacing(self, other: Manifest | None) -> Manifest:
+        """Returns this manifest, as the one that comes after `other`."""
+        former = () if other is None else (other.digest, *other.former)
+        kept = tuple(digest for digest in former if digest != self.digest)[:FORMER_KEPT]
+        return self.model_copy(update={"former": kept})
 
     def encode(self) -> bytes:
         """Returns the bytes for KV: the same for the same content."""

@@ -26,7 +26,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from trunkline.shared.logs import HIDDEN, LogFormat, LogLevel, redact
 
-__all__ = ["CommonSettings", "RoleSettings", "SettingsError", "print_settings"]
+__all__ = ["CommonSettings", "RoleSettings", "SettingsError", "as_variables", "print_settings"]
 
 PREFIX: Final = "TRUNKLINE_"
 FILE_VARIABLE: Final = "TRUNKLINE_CONFIG"
@@ -154,6 +154,15 @@ class RoleSettings(CommonSettings):
         if role not in ROLES:
             raise TypeError(f"unknown role {role!r}; the roles are {', '.join(sorted(ROLES))}")
         super().__init_subclass__(role=role, **options)
+
+
+def as_variables(settings: CommonSettings) -> dict[str, str]:
+    """The environment variables that tell another process of the same role what our command line said."""
+    return {
+        _variable(settings.role) + name.upper(): json.dumps(value) if isinstance(value, bool | list) else str(value)
+        for name, value in settings
+        if settings.source(name) == "argument" and value is not None
+    }
 
 
 def print_settings(settings: CommonSettings) -> str:

@@ -39,6 +39,10 @@ class Subjects:
         """Where an edge asks workers: one subject for each handler, so that NATS itself knows who can answer."""
         return f"{self.prefix}.call.{_token(channel)}.{kind}.{_token(action)}"
 
+    def manifest(self, channel: str, digest: str) -> str:
+        """Where workers that announce this manifest of a channel answer, so that others can see whether there are any."""
+        return f"{self.prefix}.manifest.{_token(channel)}.{digest}"
+
     def publish(self, topic: str) -> str:
         """Where anybody publishes into a topic."""
         return f"{self.prefix}.publish.{topic.replace('%', '%25')}"

@@ -13,14 +13,14 @@ from trunkline.app.channel import Channel
 from trunkline.app.context import Environment
 from trunkline.app.loader import channels_of
 from trunkline.app.resources import Resources, shared_resources
-from trunkline.shared import wire
+from trunkline.app.routes import Route
 from trunkline.shared.bus import Bus, Subscription
 from trunkline.shared.health import HealthServer
 from trunkline.shared.logs import get_logger
-from trunkline.shared.manifest import BUCKET
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, fail_with
+from trunkline.workers.announcing import Announcing
 from trunkline.workers.effects import BusEffects
 from trunkline.workers.runner import Runner
 from trunkline.workers.settings import WorkerSettings
@@ -57,6 +57,8 @@ class WorkerService:
             most_bytes=settings.backlog_bytes,
             timeout_s=settings.timeout_s,
         )
+        self._announcing = Announcing(self._bus, self._caller, self._answerer, self._subjects)
+        self._tasks = Tasks(ROLE, fail)
         self._resource_tasks = Tasks("resources", fail)
         self._resources: Resources | None = None
         self._executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="handler")
@@ -75,7 +77,7 @@ class WorkerService:
         Raises `ChannelError` for an app that cannot work, before anything is connected.
         """
         channels = channels_of(self._app)
-        routes = [route for channel in channels for route in channel.routes]
+        routes = _routes_of(channels, self._settings.pool)
         self._resources = Resources(shared_resources(channels), self._resource_tasks)
         resources = await self._resources.open(self._settings.resource_timeout_s)
         await self._bus.start()
@@ -88,13 +90,20 @@ class WorkerService:
             take = functools.partial(self._runner.take, self._runner.endpoint(route))
             self._subscriptions.append(await self._bus.subscribe(subject, take, queue=ROLE))
         await self._bus.flush()
-        await self._publish_manifests(channels)
+        self._subscriptions += await self._announcing.start(channels)
+        self._tasks.start(self._announcing.run(), "compare manifests", essential=True)
         self._serving = True
-        log.info("worker ready", channels=[channel.name for channel in channels], slots=self._settings.slots)
+        log.info(
+            "worker ready",
+            channels=[channel.name for channel in channels],
+            pools=sorted({route.pool for route in routes}),
+            slots=self._settings.slots,
+        )
 
     async def stop(self) -> None:
         """Takes no more calls, finishes those that it took, closes the resources, disconnects."""
         self._serving = False
+        await self._tasks.close(1.0)
         await self._drain()
         await self._runner.finish(self._settings.stop_timeout_s * FINISH_SHARE)
         self._answerer.flush()
@@ -119,12 +128,14 @@ class WorkerService:
         reasons = [] if self._bus.ready else ["no message has gone around through NATS within 3 s"]
         return reasons if self._serving else [*reasons, "not serving: it starts or stops"]
 
-    async def _publish_manifests(self, channels: Sequence[Channel]) -> None:
-        bucket = await self._bus.bucket(self._subjects.bucket(BUCKET))
-        for channel in channels:
-            manifest = channel.manifest.encode()
-            stored = await bucket.get(channel.name)
-            if stored is None or stored[0] != manifest:
-                await bucket.put(channel.name, manifest)
-                notice = wire.Notice(wire.VERSION, wire.NewManifest(channel.name))
-                self._bus.publish(self._subjects.edges, wire.encode(notice))
+
+def _routes_of(channels: Sequence[Channel], pools: Sequence[str]) -> list[Route]:
+    """The routes of these pools; no pools: all routes. The app's mistakes show in every pool."""
+    routes = [route for channel in channels for route in channel.routes]
+    if not pools:
+        return routes
+    known = {route.pool for route in routes}
+    for pool in pools:
+        if pool not in known:
+            log.warning("no handler is in this pool, so nothing will be run for it", pool=pool, known=sorted(known))
+    return [route for route in routes if route.pool in pools]

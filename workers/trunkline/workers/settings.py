@@ -1,6 +1,8 @@
 """Settings of a worker process."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
 
 from trunkline.shared.settings import RoleSettings
 
@@ -10,6 +12,12 @@ __all__ = ["WorkerSettings"]
 class WorkerSettings(RoleSettings, role="workers"):
     """See `CommonSettings` for where values come from."""
 
+    pool: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]] = Field(
+        [], description="pools whose handlers this worker runs, for example heavy; unset: those of all pools"
+    )
+    processes: int = Field(
+        1, ge=1, le=256, description="worker processes under this command, for handlers that compute; slots are per process"
+    )
     slots: int = Field(64, ge=1, le=10_000, description="calls that are handled at the same time")
     threads: int = Field(8, ge=1, le=1000, description="threads for handlers that are not async")
     timeout_s: float = Field(10.0, gt=0, description="seconds that a call may take when its action does not say")

@@ -1,4 +1,4 @@
-"""One process of `trunkline dev`: started so that it cannot outlive us, shown, awaited, stopped."""
+"""A process of ours: started so that it cannot outlive us, shown, awaited, stopped."""
 
 import asyncio
 import json
@@ -26,9 +26,12 @@ class ChildEndedError(Mistake):
 
 
 class Child:
-    """A running process. `shown` decides which of its lines are shown; the last ones are kept in any case."""
+    """A running process. `shown` decides which of its lines are shown; the last ones are kept in any case.
 
-    def __init__(self, name: str, output: Output, shown: Callable[[str], bool] = bool) -> None:
+    Without an `output` it writes where we write, and nothing is kept.
+    """
+
+    def __init__(self, name: str, output: Output | None = None, shown: Callable[[str], bool] = bool) -> None:
         self.name = name
         self.pid = 0
         self._output = output
@@ -43,33 +46,34 @@ class Child:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdout=None if self._output is None else asyncio.subprocess.PIPE,
+            stderr=None if self._output is None else asyncio.subprocess.STDOUT,
             env=dict(environment),
         )
         self.pid = self._process.pid
-        self._ended = asyncio.get_running_loop().create_task(self._follow(self._process), name=f"follow {self.name}")
+        follow = self._process.wait() if self._output is None else self._follow(self._process, self._output)
+        self._ended = asyncio.get_running_loop().create_task(follow, name=f"follow {self.name}")
 
-    async def _follow(self, process: asyncio.subprocess.Process) -> int:
+    async def _follow(self, process: asyncio.subprocess.Process, output: Output) -> int:
         assert process.stdout is not None
         rest = b""
         while chunk := await process.stdout.read(LINE_BYTES):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                self._show(line)
+                self._show(line, output)
             if len(rest) >= LINE_BYTES:
-                self._show(rest)
+                self._show(rest, output)
                 rest = b""
         if rest:
-            self._show(rest)
+            self._show(rest, output)
         return await process.wait()
 
-    def _show(self, line: bytes) -> None:
+    def _show(self, line: bytes, output: Output) -> None:
         text = line.decode(errors="replace").rstrip()
         if text:
             self._last.append(text)
         if self._shown(text):
-            self._output.line(self.name, text)
+            output.line(self.name, text)
 
     async def ended(self) -> int:
         """Wait for its end; its exit code, or minus the number of the signal that killed it."""
@@ -86,7 +90,8 @@ class Child:
         """The error that tells why it ended."""
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         lines = "".join(f"\n  {line}" for line in self._last)
-        said = f"; its last lines:{lines}" if lines else " and said nothing"
+        silent = "" if self._output is None else " and said nothing"
+        said = f"; its last lines:{lines}" if lines else silent
         try:
             exit_code = ExitCode(code) if code else ExitCode.FAILED
         except ValueError:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from trunkline.cli.options import with_settings
+from trunkline.cli.roles.processes import Processes
 from trunkline.cli.roles.run import run_role
 from trunkline.workers.service import WorkerService
 from trunkline.workers.settings import WorkerSettings
@@ -20,6 +21,11 @@ def workers(
 ) -> None:
     """Run a worker: it runs the handlers of an app. Start as many as you need, with the same app.
 
-    SIGTERM takes no new calls, finishes those that run, and ends.
+    With **--pool heavy** it runs the handlers of that pool only (repeat it for several), without it those of all
+    pools. **--processes 4** uses four cores, for handlers that compute. SIGTERM takes no new calls, finishes those
+    that run, and ends.
     """
-    run_role(lambda: WorkerService(settings, app), settings)
+    if settings.processes > 1:
+        run_role(lambda: Processes(settings, app), settings)
+    else:
+        run_role(lambda: WorkerService(settings, app), settings)
