@@ -69,7 +69,7 @@ def test_manifest_says_what_edges_need() -> None:
     @chat.on("nothing")
     async def nothing(ctx: Context): ...  # type: ignore[no-untyped-def]
 
-    @chat.topic("room.{room}", history=100, ttl=300, presence=True, storage="memory", replicas=3)
+    @chat.topic("room.{room}", history=100, ttl=300, presence=True, storage="memory", replicas=3, cache=True)
     async def may(ctx: Context, room: int) -> bool:
         return True
 
@@ -86,7 +86,7 @@ def test_manifest_says_what_edges_need() -> None:
     assert manifest.actions["nothing"].message is None
     [topic] = manifest.topics
     assert (topic.pattern, topic.history, topic.ttl_s, topic.presence) == ("room.{room}", 100, 300, True)
-    assert (topic.storage, topic.replicas) == ("memory", 3)
+    assert (topic.storage, topic.replicas, topic.cache) == ("memory", 3, True)
     assert Manifest.decode(manifest.encode()) == manifest
     assert chat.manifest.encode() == manifest.encode()
 
@@ -177,6 +177,10 @@ def _reserved_topic(chat: Channel) -> None:
 
 def _bad_pattern(chat: Channel) -> None:
     chat.topic("room.{room")
+
+
+def _cache_without_history(chat: Channel) -> None:
+    chat.topic("price.{symbol}", cache=True)
 
 
 def _unknown_storage(chat: Channel) -> None:
@@ -288,6 +292,7 @@ def _empty(chat: Channel) -> None:
         (_reserved_action, "reserved"),
         (_reserved_topic, "reserved"),
         (_bad_pattern, "stray braces"),
+        (_cache_without_history, "cache needs a history"),
         (_unknown_storage, "'file' or 'memory'"),
         (_too_many_replicas, "replicas 1 to 5"),
         (_parameter_not_in_pattern, "which has {room}"),
@@ -323,6 +328,7 @@ def test_what_cannot_work_is_refused(mistake: Callable[[Channel], None], says: s
         _reserved_topic,
         _bad_pattern,
         _bad_pool,
+        _cache_without_history,
         _unknown_storage,
         _too_many_replicas,
         _handler_is_a_class,

@@ -257,7 +257,9 @@ def test_what_the_edge_says_on_its_own(adapter: Adapter) -> None:
     position = Position(40, "k3Jx")
     at = {"topic": "room.42", "offset": 40, "epoch": "k3Jx"}
     assert unframe(adapter, adapter.lost("room.42", position)) == at | {"lost": True}
-    assert unframe(adapter, adapter.subscribed("room.42", position)) == at | {"subscribed": True}
+    assert unframe(adapter, adapter.subscribed("room.42", position, [])) == at | {"subscribed": True}
+    last = adapter.subscribed("room.42", position, [Publication(40, b'{"x":1}')])
+    assert unframe(adapter, last) == at | {"subscribed": True, "messages": [{"offset": 40, "data": {"x": 1}}]}
     ended = unframe(adapter, adapter.unsubscribed("room.42", TrunklineError(ErrorCode.FORBIDDEN, "over")))
     assert ended == {"topic": "room.42", "unsubscribed": True, "error": {"code": "forbidden", "message": "over"}}
     fields: dict[str, object] = {"topic": "room.42", "messages": []}

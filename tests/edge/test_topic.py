@@ -2,7 +2,7 @@
 
 What an edge is told comes over one connection from each owner: in order, but pieces may be missing, and an owner
 that was replaced may still send. The invariant: subscribers hear each offset exactly once and in order, or are told
-`Lost` before any jump.
+`Lost` before any jump. Who comes new to a topic in cache mode gets the publication at the position of the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trunkline.edge.topic import KEPT_PUBLICATIONS, EdgeTopic, Lost
 from trunkline.shared.positions import Position
-from trunkline.shared.wire import Publication, Recovered, TopicBatch
+from trunkline.shared.wire import Attached, Publication, Recovered, TopicBatch
 
 NAME = "room.1"
 
@@ -42,11 +42,21 @@ class Owner:
     first_kept: int = 1
     """The oldest publication that can still be asked for."""
     has_edge: bool = False
-    sent: list[TopicBatch | Position | Recovered] = field(default_factory=list)
+    cached: bool = False
+    """Whether it sends the last publication to new subscribers."""
+    sent: list[TopicBatch | Attached | Recovered] = field(default_factory=list)
+
+    @property
+    def last(self) -> list[Publication]:
+        return publications(self.epoch, self.offset, self.offset) if self.offset >= self.first_kept else []
+
+    def attached(self) -> Attached:
+        return Attached(Position(self.offset, self.epoch), self.term, self.last if self.cached else None)
 
     def answer(self, since: Position) -> Recovered:
         complete = since.epoch == self.epoch and self.first_kept <= since.offset + 1 <= self.offset + 1
-        found = publications(self.epoch, since.offset + 1, self.offset) if complete else []
+        last = self.last if self.cached else []
+        found = publications(self.epoch, since.offset + 1, self.offset) if complete else last
         return Recovered(Position(self.offset, self.epoch), complete, found)
 
 
@@ -78,6 +88,10 @@ class Schedules(RuleBasedStateMachine):
         self.asked = False
         """Whether the edge waits for an answer about what it lacks. A lost one is asked for again."""
 
+    @initialize(cached=st.booleans())
+    def choose(self, cached: bool) -> None:
+        self.owner.cached = cached
+
     @property
     def owner(self) -> Owner:
         return self.owners[-1]
@@ -105,13 +119,13 @@ class Schedules(RuleBasedStateMachine):
     def attach(self) -> None:
         """The first attach or a later one is answered."""
         self.owner.has_edge = True
-        self.owner.sent.append(Position(self.owner.offset, self.owner.epoch))
+        self.owner.sent.append(self.owner.attached())
 
     @precondition(lambda self: self.owner.has_edge)
     @rule(count=st.integers(1, 9))
     def publish_before_the_answer_leaves(self, count: int) -> None:
         """Live publications overtake the answer, which has the position from before them."""
-        answer = Position(self.owner.offset, self.owner.epoch)
+        answer = self.owner.attached()
         self.publish(count, 1, 0)
         self.owner.sent.append(answer)
 
@@ -129,14 +143,16 @@ class Schedules(RuleBasedStateMachine):
     def forget_edge(self) -> None:
         self.owner.has_edge = False
 
-    @rule(logged=st.booleans())
-    def replace(self, logged: bool) -> None:
-        """With a log the new owner goes on where the old one ended, else with a new epoch."""
+    @rule(logged=st.booleans(), changed=st.booleans())
+    def replace(self, logged: bool, changed: bool) -> None:
+        """With a log the new owner goes on where the old one ended, else with a new epoch. It has the newest settings."""
+        old = self.owner
         if logged:
-            self.owners.append(Owner(self.owner.term + 1, self.owner.epoch, self.owner.offset, self.owner.first_kept))
+            self.owners.append(Owner(old.term + 1, old.epoch, old.offset, old.first_kept))
         else:
             self.epochs += 1
-            self.owners.append(Owner(self.owner.term + 1, f"e{self.epochs}"))
+            self.owners.append(Owner(old.term + 1, f"e{self.epochs}"))
+        self.owner.cached = old.cached != changed
 
     @precondition(lambda self: not self.owner.has_edge)
     @rule()
@@ -162,12 +178,12 @@ class Schedules(RuleBasedStateMachine):
         sent = self.any_owner(which).sent
         sent[:0] = sent[:1]
 
-    def deliver(self, owner: Owner, what: TopicBatch | Position | Recovered) -> None:
+    def deliver(self, owner: Owner, what: TopicBatch | Attached | Recovered) -> None:
         before = self.topic.position
         told: Sequence[Publication | Lost]
         match what:
-            case Position():
-                told = self.topic.attached(what, owner.term)
+            case Attached():
+                told = self.topic.attached(what.position, what.term, what.last)
                 if self.subscriber is None:
                     # As the hub does it: what the first attach tells has no listener; they start from its position.
                     assert self.topic.is_attached
@@ -182,9 +198,9 @@ class Schedules(RuleBasedStateMachine):
             return
         for each in told:
             self.subscriber.hear(each)
-        if isinstance(what, Position) and owner.term == self.topic.term:
+        if isinstance(what, Attached) and owner.term == self.topic.term:
             # Nobody stays behind a known position in silence.
-            reached = before.epoch == what.epoch and self.topic.offset >= what.offset
+            reached = before.epoch == what.position.epoch and self.topic.offset >= what.position.offset
             assert reached or self.topic.behind
 
     # ---------------------------------------------------------------- what must hold
@@ -193,6 +209,12 @@ class Schedules(RuleBasedStateMachine):
     def subscribers_are_where_the_edge_thinks_they_are(self) -> None:
         if self.subscriber is not None:
             assert self.subscriber.position == self.topic.position
+
+    @invariant()
+    def what_new_subscribers_get_is_the_publication_at_their_position(self) -> None:
+        top = publication(self.topic.epoch, self.topic.offset)
+        assert self.topic.last in ([], [top])
+        assert self.topic.cached or not self.topic.last
 
     def teardown(self) -> None:
         """Whatever happened: the next answer of the owner brings everybody to the top, and then nothing is missed."""
@@ -212,6 +234,8 @@ class Schedules(RuleBasedStateMachine):
         assert self.subscriber.position == Position(self.owner.offset, self.owner.epoch)
         if at.epoch == self.owner.epoch and self.owner.first_kept <= at.offset + 1:
             assert self.subscriber.losses == losses, "what the owner still has is not lost"
+        self.deliver(self.owner, self.owner.attached())
+        assert self.topic.last == (self.owner.last if self.owner.cached else [])
 
 
 Schedules.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
@@ -273,6 +297,53 @@ def test_a_missed_last_publication_is_found_by_the_next_position(find: Callable[
     assert offsets(topic.recovered(Position(5, "e"), [], complete=False)) == [Lost(Position(5, "e"))]
 
 
+def test_in_cache_mode_the_publication_at_the_position_is_known() -> None:
+    topic = EdgeTopic(NAME)
+    topic.receive(batch("e", 1, 5, 6))
+    assert offsets(topic.attached(Position(4, "e"), 1, publications("e", 4, 4))) == [5, 6]
+    assert topic.last == [publication("e", 6)]
+    topic.receive(batch("e", 1, 7, 9))
+    assert topic.last == [publication("e", 9)]
+    topic.receive(batch("e", 1, 12, 12))
+    assert topic.last == [publication("e", 9)], "12 is kept until 10 and 11 are here"
+    topic.recovered(Position(11, "e"), publications("e", 10, 11), complete=True)
+    assert topic.last == [publication("e", 12)]
+
+
+def test_in_cache_mode_who_has_lost_the_way_gets_the_last_publication() -> None:
+    topic = EdgeTopic(NAME)
+    topic.attached(Position(4, "e"), 1, publications("e", 4, 4))
+    topic.compare(Position(9, "e"), 1)
+    told = topic.recovered(Position(9, "e"), publications("e", 9, 9), complete=False)
+    assert offsets(told) == [Lost(Position(8, "e")), 9]
+    assert topic.last == [publication("e", 9)]
+    topic.compare(Position(0, "f"), 2)
+    assert offsets(topic.recovered(Position(0, "f"), [], complete=False)) == [Lost(Position(0, "f"))]
+    assert topic.last == []
+
+
+def test_a_topic_that_is_not_in_cache_mode_keeps_nothing() -> None:
+    topic = attached(4)
+    topic.receive(batch("e", 1, 5, 6))
+    assert (topic.cached, topic.last) == (False, [])
+
+
+def test_cache_mode_begins_and_ends_with_the_word_of_an_owner() -> None:
+    topic = attached(4)
+    topic.attached(Position(4, "e"), 2, publications("e", 4, 4))
+    assert (topic.cached, topic.last) == (True, [publication("e", 4)])
+    topic.attached(Position(4, "e"), 3, None)
+    assert (topic.cached, topic.last) == (False, [])
+
+
+def test_an_answer_about_an_epoch_that_was_left_is_not_taken_for_a_loss() -> None:
+    topic = attached(4)
+    topic.attached(Position(4, "f"), 2)
+    topic.recovered(Position(4, "f"), [], complete=False)
+    assert offsets(topic.recovered(Position(9, "e"), publications("e", 5, 9), complete=True)) == []
+    assert (topic.position, topic.behind) == (Position(4, "f"), True)
+
+
 def test_a_position_from_before_what_is_known_changes_nothing() -> None:
     topic = attached(4)
     topic.compare(Position(3, "e"), 1)
@@ -292,6 +363,19 @@ def test_an_owner_that_was_replaced_is_not_heard() -> None:
     topic.attached(Position(9, "e"), 1)
     topic.compare(Position(9, "e"), 1)
     assert (topic.position, topic.behind) == (Position(4, "e"), False)
+
+
+def test_all_that_was_kept_of_an_epoch_that_was_left_is_one_reason_to_ask() -> None:
+    """Each batch of it was one, so that a topic that was forgotten again and again was asked about as often."""
+    topic = attached(4)
+    topic.attached(Position(9, "f"), 1)
+    for offset in range(10, 20):
+        topic.receive(batch("f", 1, offset, offset))
+    topic.receive(batch("g", 1, 1, 2))
+    assert offsets(topic.recovered(Position(2, "g"), [], complete=False)) == [Lost(Position(0, "g")), 1, 2]
+    assert topic.behind
+    assert offsets(topic.recovered(Position(2, "g"), [], complete=True)) == []
+    assert not topic.behind
 
 
 def test_what_overtakes_the_first_answer_follows_it() -> None:

@@ -60,6 +60,13 @@ def test_a_topic_says_where_its_log_is_kept() -> None:
     assert found.logged() == {Namespace(5, 3600.0, 5, "memory")}
 
 
+def test_topics_in_cache_mode_share_the_stream_of_those_that_are_not() -> None:
+    cached = TopicEntry(pattern="price.{symbol}", history=100, ttl_s=60.0, cache=True)
+    found = namespaces(manifest("chat", cached, ROOM))
+    assert (found.of("price.eur").cache, found.of("room.1").cache) == (True, False)
+    assert len(found.logged()) == 1
+
+
 def test_the_logs_of_earlier_releases_keep_their_names() -> None:
     assert Namespace(100, 60.0, 3).log_class == "h100_t60_r3"
 

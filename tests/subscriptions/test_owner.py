@@ -20,6 +20,7 @@ from trunkline.subscriptions.topic import Topic
 MAX_PAYLOAD = 4096
 TERM = 7
 LOGGED = Namespace(1_000, 60.0)
+CACHED = Namespace(10, 60.0, cache=True)
 
 decode_fan = msgspec.msgpack.Decoder(wire.Fan).decode
 decode_tops = msgspec.msgpack.Decoder(wire.Tops).decode
@@ -53,7 +54,7 @@ class Logs:
 
 
 def namespace_of(name: str) -> Namespace:
-    return LOGGED if name.startswith("log.") else EPHEMERAL
+    return LOGGED if name.startswith("log.") else CACHED if name.startswith("price.") else EPHEMERAL
 
 
 def new_owner(
@@ -517,6 +518,42 @@ def test_what_is_older_than_an_opening_reads_is_read_when_somebody_asks() -> Non
     logs.settle()
     assert [len(each.publications) for each in answers if isinstance(each, wire.Recovered)] == [19, 19, 0]
     assert [each.complete for each in answers if isinstance(each, wire.Recovered)] == [True, True, False]
+
+
+def test_in_cache_mode_the_last_publication_comes_with_the_position() -> None:
+    logs = Logs()
+    owner = new_owner(logs=logs)
+    for name in ("price.1", "log.1"):
+        owner.publish(name, b"1", None, lambda _: None)
+        owner.publish(name, b"2", None, lambda _: None)
+    logs.settle()
+    assert attach(owner, "price.1", "e1").last == [wire.Publication(2, b"2")]
+    assert attach(owner, "log.1", "e1").last is None
+    answers: list[wire.Recovered | TrunklineError] = []
+    owner.since("price.1", Position(1, "other"), answers.append)
+    owner.since("log.1", Position(1, "other"), answers.append)
+    assert [each.publications for each in answers if isinstance(each, wire.Recovered)] == [[wire.Publication(2, b"2")], []]
+
+
+def test_in_cache_mode_the_last_publication_is_read_when_the_opening_has_not_found_it() -> None:
+    logs = Logs()
+    owner = new_owner(logs=logs)
+    owner.publish("price.1", b"1", None, lambda _: None)
+    logs.settle()
+    attached: list[wire.Attached | TrunklineError] = []
+    for term in range(TERM + 1, TERM + 8):
+        owner.drop({partition_of("price.1")}, TrunklineError(ErrorCode.UNAVAILABLE, "lost"))
+        owner.claim({partition_of("price.1"): term})
+        owner.attach("price.1", "e1", attached.append)
+        logs.settle()
+    assert [each.last for each in attached if isinstance(each, wire.Attached)] == [[wire.Publication(1, b"1")]] * 7
+    owner.drop({partition_of("price.1")}, TrunklineError(ErrorCode.UNAVAILABLE, "lost"))
+    owner.claim({partition_of("price.1"): TERM + 9})
+    logs.logs["price.1"].expire()
+    owner.attach("price.1", "e1", attached.append)
+    logs.settle()
+    assert isinstance(attached[-1], wire.Attached)
+    assert (attached[-1].position.offset, attached[-1].last) == (0, [])
 
 
 def test_whoever_waits_for_a_topic_hears_that_its_owner_has_lost_it() -> None:

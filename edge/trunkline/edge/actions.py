@@ -69,10 +69,12 @@ class OwnActions:
     async def _subscribe(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
         topic = _text(fields, "topic")
         since = _since(fields)
-        position, missed = await self._subscribing.subscribe(connection, topic, ask_policy=True, since=since)
-        reply: Fields = {"topic": topic, "offset": position.offset, "epoch": position.epoch}
-        if since is not None:
-            reply |= {"recovered": missed is not None, "messages": connection.adapter.messages(missed or [])}
+        found = await self._subscribing.subscribe(connection, topic, ask_policy=True, since=since)
+        reply: Fields = {"topic": topic, "offset": found.position.offset, "epoch": found.position.epoch}
+        if found.recovered is not None:
+            reply["recovered"] = found.recovered
+        if found.publications or found.recovered is not None:
+            reply["messages"] = connection.adapter.messages(found.publications)
         connection.write(connection.adapter.reply_fields(incoming, reply))
 
     async def _unsubscribe(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:

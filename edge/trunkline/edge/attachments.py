@@ -83,7 +83,7 @@ class Attachments:
             self.drop_if_unused(audience)
             raise
         waiting, audience.attaching = audience.attaching, None
-        self._hub.tell(audience, audience.sequence.attached(answer.position, answer.term))
+        self._hub.tell(audience, audience.sequence.attached(answer.position, answer.term, answer.last))
         if audience.sequence.behind:
             self._attach_again(name)
         waiting.set_result(None)
@@ -158,7 +158,7 @@ class Attachments:
         sequence = audience.sequence
         async with audience.repairing:
             answer = await self._attach(audience)
-            self._hub.tell(audience, sequence.attached(answer.position, answer.term))
+            self._hub.tell(audience, sequence.attached(answer.position, answer.term, answer.last))
             attempt = 0
             while sequence.behind and self._hub.topics.get(sequence.name) is audience:
                 if attempt:  # more was missed meanwhile, or an owner answers that does not know yet that it was replaced

@@ -74,9 +74,9 @@ class Commands:
 
     async def _subscribe(self, reply: str, request_id: int, connection: Connection, topic: str) -> None:
         try:
-            position, _ = await self._subscribing.subscribe(connection, topic, ask_policy=False)
+            found = await self._subscribing.subscribe(connection, topic, ask_policy=False)
         except TrunklineError as error:
             self._answerer.fail(reply, request_id, error)
         else:
-            connection.write(connection.adapter.subscribed(topic, position))
-            self._answerer.answer(reply, request_id, wire.result(position))
+            connection.write(connection.adapter.subscribed(topic, found.position, found.publications))
+            self._answerer.answer(reply, request_id, wire.result(found.position))

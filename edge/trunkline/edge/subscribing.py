@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from trunkline.edge.attachments import Attachments
@@ -16,7 +18,19 @@ from trunkline.shared.positions import Position
 from trunkline.shared.topics import RESERVED, check_topic
 from trunkline.shared.wire import Publication
 
-__all__ = ["Subscribing"]
+__all__ = ["Subscribed", "Subscribing"]
+
+
+class Subscribed(NamedTuple):
+    """The start of a subscription: the connection hears everything after `position`, and has now what is in `publications`.
+
+    `recovered` None: it came without a position of its own. True: `publications` are all that is between that and
+    `position`. Otherwise, in a namespace that sends it to new subscribers, the one at `position`.
+    """
+
+    position: Position
+    recovered: bool | None
+    publications: list[Publication]
 
 
 class Subscribing:
@@ -64,11 +78,10 @@ class Subscribing:
 
     async def subscribe(
         self, connection: Connection, topic: str, *, ask_policy: bool, since: Position | None = None
-    ) -> tuple[Position, list[Publication] | None]:
-        """Subscribes a connection, which hears everything after the returned position.
+    ) -> Subscribed:
+        """Subscribes a connection, which comes back with the position `since`, or anew.
 
-        With `since`, also returns all publications between that and the returned position, or None if they are not all
-        to be had: never a part. The caller must write its reply before it gives up control. Raises `TrunklineError`.
+        The caller must write its reply before it gives up control. Raises `TrunklineError`.
         """
         self.check_room(connection, topic)
         connection.subscribing.add(topic)
@@ -82,7 +95,10 @@ class Subscribing:
         if connection.id not in self._hub.connections:
             self._attachments.drop_if_unused(audience)
             raise TrunklineError(ErrorCode.GONE, "the connection is closed")
-        return self._hub.subscribe(connection, audience), missed
+        position = self._hub.subscribe(connection, audience)
+        if missed is not None:
+            return Subscribed(position, True, missed)
+        return Subscribed(position, None if since is None else False, audience.sequence.last)
 
     async def _missed(self, audience: Audience, since: Position) -> list[Publication] | None:
         """Returns everything after `since` up to where this edge is when this returns, or None.

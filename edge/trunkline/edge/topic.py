@@ -41,9 +41,23 @@ class EdgeTopic:
     `receive` and `recovered` return what the subscribers must now be told, in order: publications, each exactly one after
     its predecessor, or `Lost`. While the topic is `behind`, what arrives is kept: something is missing before it, and the
     shell asks the owner for everything since `position`.
+
+    Of a topic in *cache mode* it keeps `last`, the publication at `position`, for new subscribers.
     """
 
-    __slots__ = ("_kept", "_kept_publications", "behind", "epoch", "is_attached", "name", "offset", "partition", "term")
+    __slots__ = (
+        "_kept",
+        "_kept_publications",
+        "behind",
+        "cached",
+        "epoch",
+        "is_attached",
+        "last",
+        "name",
+        "offset",
+        "partition",
+        "term",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -53,6 +67,10 @@ class EdgeTopic:
         self.term = 0
         self.epoch = ""
         self.offset = 0
+        self.cached = False
+        """Whether the topic is in cache mode, as its owner says at an attach."""
+        self.last: list[Publication] = []
+        """In cache mode, the publication at `position`; empty if there is none any more."""
         self._kept: list[TopicBatch] = []
         self._kept_publications = 0
 
@@ -61,14 +79,20 @@ class EdgeTopic:
         """What the subscribers have been told up to."""
         return Position(self.offset, self.epoch)
 
-    def attached(self, position: Position, term: int) -> Sequence[Publication | Lost]:
-        """Takes the answer to an attach, the first or a later one. Everything after `position` will be received."""
+    def attached(self, position: Position, term: int, last: list[Publication] | None = None) -> Sequence[Publication | Lost]:
+        """Takes the answer to an attach, the first or a later one. Everything after `position` will be received.
+
+        `last` None: the topic is not in cache mode.
+        """
         if self.is_attached:
             self.compare(position, term)
+            if term == self.term and (last is None or position == self.position):
+                self.cached, self.last = last is not None, last or []
             return ()
         self.is_attached = True
         self.term = max(self.term, term)
         self.epoch, self.offset = position.epoch, position.offset
+        self.cached, self.last = last is not None, last or []
         return self._receive_kept()
 
     def compare(self, position: Position, term: int) -> None:
@@ -82,21 +106,33 @@ class EdgeTopic:
         self, position: Position, publications: Sequence[Publication], *, complete: bool
     ) -> Sequence[Publication | Lost]:
         """Takes the owner's answer about everything since `position`: all of it, or the fact that it is not to be had."""
-        self.behind = False
         told: list[Publication | Lost] = []
-        if complete and position.epoch == self.epoch:
+        self.behind = complete and position.epoch != self.epoch
+        if self.behind:  # this answers a question about an epoch that the subscribers have left
+            return told
+        if complete:
             for publication in publications:
-                if publication.offset == self.offset + 1:
-                    self.offset += 1
-                    told.append(publication)
+                self._tell_next(publication, told)
         else:
             start = self._before_kept(position)
+            last = publications if start == position else ()
+            if last:  # in cache mode
+                start = Position(position.offset - 1, position.epoch)
             if start.epoch != self.epoch or start.offset > self.offset:
-                self.epoch, self.offset = start.epoch, start.offset
+                self.epoch, self.offset, self.last = start.epoch, start.offset, []
                 told.append(Lost(start))
+            for publication in last:
+                self._tell_next(publication, told)
         told.extend(self._receive_kept())
         self.compare(position, self.term)
         return told
+
+    def _tell_next(self, publication: Publication, told: list[Publication | Lost]) -> None:
+        if publication.offset == self.offset + 1:
+            self.offset += 1
+            told.append(publication)
+            if self.cached:
+                self.last = [publication]
 
     def _before_kept(self, position: Position) -> Position:
         """The position that the subscribers can go on from: what is kept, up to `position`, is not lost for them."""
@@ -114,7 +150,15 @@ class EdgeTopic:
     def _receive_kept(self) -> list[Publication | Lost]:
         kept, self._kept = self._kept, []
         self._kept_publications = 0
-        return [each for batch in kept for each in self.receive(batch)]
+        told: list[Publication | Lost] = []
+        strange = False
+        for batch in kept:
+            if batch.term >= self.term and batch.epoch != self.epoch:
+                strange = True  # all of them together are one reason to ask the owner
+            else:
+                told.extend(self.receive(batch))
+        self.behind = self.behind or strange
+        return told
 
     def receive(self, batch: TopicBatch) -> Sequence[Publication | Lost]:
         """Takes a batch of the topic's owner. One with an older term comes from an owner that was replaced."""
@@ -133,6 +177,8 @@ class EdgeTopic:
             ):
                 self.term = batch.term
                 self.offset += len(publications)
+                if self.cached and publications:
+                    self.last = [publications[-1]]
                 return publications
             self.behind = True
         if self._kept_publications < KEPT_PUBLICATIONS:

@@ -134,13 +134,15 @@ class Channel:
         presence: bool = False,
         storage: Literal["file", "memory"] = "file",
         replicas: int | None = None,
+        cache: bool = False,
     ) -> Callable[[F], F]:
         """Registers the policy `(ctx, operation: Operation, …) -> bool` for the topics of a pattern, such as `room.{room}`.
 
         The pattern's parameters come by name, validated by their types. Of several patterns that cover a topic the first
         counts. A topic that none covers is closed to clients. `history` publications are kept for `ttl` seconds, in files of
         `replicas` NATS nodes (the subscription service's setting by default), or with `storage="memory"` in their memory,
-        where they survive as long as one of these nodes runs. `presence` lets members be listed.
+        where they survive as long as one of these nodes runs. With `cache`, whoever subscribes gets the last publication at
+        once. `presence` lets members be listed.
         """
         try:
             compiled = TopicPattern(pattern)
@@ -148,12 +150,20 @@ class Channel:
             raise ChannelError(f"{self}: topic pattern {pattern!r}: {error}") from None
         if history < 0 or (ttl is not None and ttl <= 0):
             raise ChannelError(f"{self}: topic pattern {pattern!r}: history must not be negative, ttl more than 0")
+        if cache and not history:
+            raise ChannelError(f"{self}: topic pattern {pattern!r}: cache needs a history of 1 or more")
         if storage not in ("file", "memory") or not (replicas is None or 1 <= replicas <= MOST_REPLICAS):
             raise ChannelError(
                 f"{self}: topic pattern {pattern!r}: storage is 'file' or 'memory', and replicas 1 to {MOST_REPLICAS}"
             )
         entry = TopicEntry(
-            pattern=pattern, history=history, ttl_s=ttl, presence=presence, storage=storage, replicas=replicas
+            pattern=pattern,
+            history=history,
+            ttl_s=ttl,
+            presence=presence,
+            storage=storage,
+            replicas=replicas,
+            cache=cache,
         )
 
         def register(function: F) -> F:

@@ -92,7 +92,8 @@ class ActionEntry(_Entry):
 class TopicEntry(_Entry):
     """A family of topics that has a policy. `history` counts publications to keep, for `ttl_s` seconds.
 
-    They are kept in `storage` of so many NATS nodes; None: of as many as the subscription service says.
+    They are kept in `storage` of so many NATS nodes; None: of as many as the subscription service says. `cache`: new
+    subscribers get the last one.
     """
 
     pattern: str
@@ -101,6 +102,7 @@ class TopicEntry(_Entry):
     presence: bool = False
     storage: Literal["file", "memory"] = "file"
     replicas: int | None = None
+    cache: bool = False
 
 
 class Manifest(_Entry):

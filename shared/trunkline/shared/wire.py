@@ -167,10 +167,15 @@ class Attach(msgspec.Struct, array_like=True, gc=False, tag="attach"):
 
 
 class Attached(msgspec.Struct, array_like=True, gc=False):
-    """The topic's position at the moment an edge was attached: everything later reaches it."""
+    """The topic's position at the moment an edge was attached: everything later reaches it.
+
+    In a namespace that sends new subscribers the last publication, `last` is a list of that, or empty if there is none;
+    in others it is None.
+    """
 
     position: Position
     term: int
+    last: list[Publication] | None = None
 
 
 class Detach(msgspec.Struct, array_like=True, gc=False, tag="detach"):
@@ -245,7 +250,10 @@ class Publication(msgspec.Struct, array_like=True, gc=False):
 
 
 class Recovered(msgspec.Struct, array_like=True, gc=False):
-    """Publications from a topic's log, and where the topic stands. `complete`: nothing is missing before that."""
+    """Publications from a topic's log, and where the topic stands. `complete`: nothing is missing before that.
+
+    Otherwise there are none, or the one at `position` in a namespace that sends the last one to new subscribers.
+    """
 
     position: Position
     complete: bool

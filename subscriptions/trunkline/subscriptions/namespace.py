@@ -13,18 +13,27 @@ __all__ = ["EPHEMERAL", "Namespace", "Namespaces"]
 
 class Namespace:
     """`history` publications are kept for `ttl_s` seconds; 0 keeps none. `log_class` names the stream that keeps them, on
-    `replicas` NATS nodes, in files or in their memory.
+    `replicas` NATS nodes, in files or in their memory. `cache`: new subscribers get the last publication.
 
     Namespaces with the same settings share a stream: streams are few and wide, never one per topic.
     """
 
-    __slots__ = ("history", "replicas", "storage", "ttl_s")
+    __slots__ = ("cache", "history", "replicas", "storage", "ttl_s")
 
-    def __init__(self, history: int, ttl_s: float, replicas: int = 1, storage: Literal["file", "memory"] = "file") -> None:
+    def __init__(
+        self,
+        history: int,
+        ttl_s: float,
+        replicas: int = 1,
+        storage: Literal["file", "memory"] = "file",
+        *,
+        cache: bool = False,
+    ) -> None:
         self.history = history
         self.ttl_s = ttl_s
         self.replicas = replicas
         self.storage = storage
+        self.cache = cache
 
     @property
     def log_class(self) -> str:
@@ -70,7 +79,7 @@ class Namespaces:
 
     def _namespace(self, entry: TopicEntry) -> Namespace:
         ttl_s, replicas = entry.ttl_s or self._default_ttl_s, entry.replicas or self._replicas
-        return Namespace(entry.history, ttl_s, replicas, entry.storage)
+        return Namespace(entry.history, ttl_s, replicas, entry.storage, cache=entry.cache)
 
     def logged(self) -> set[Namespace]:
         """Returns every namespace that keeps something."""

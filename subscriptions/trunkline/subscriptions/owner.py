@@ -110,11 +110,15 @@ class Owner:
         """Adds an edge to a topic: it gets everything after the position that is settled. Repeating it is harmless."""
 
         def attached(topic: Topic) -> None:
+            if topic.lacks_last:
+                self._once_remembered(topic, attached, settle)
+                return
             first = not topic.edges
             topic.edges.add(edge_id)
             self._heard[edge_id] = self._clock()
             self._attached.setdefault(edge_id, {}).setdefault(topic.partition, set()).add(name)
-            settle(wire.Attached(topic.position, self.terms[topic.partition]))
+            last = topic.last if topic.namespace.cache else None
+            settle(wire.Attached(topic.position, self.terms[topic.partition], last))
             if first:
                 self._on_interest(topic)
 
@@ -125,10 +129,13 @@ class Owner:
 
         def recover(topic: Topic) -> None:
             publications = topic.since(position)
-            if publications is None and position.epoch == topic.epoch and topic.may_have(position.offset + 1):
+            if publications is None and (
+                topic.lacks_last or (position.epoch == topic.epoch and topic.may_have(position.offset + 1))
+            ):
                 self._once_remembered(topic, recover, settle)
                 return
-            settle(wire.Recovered(topic.position, publications is not None, publications or []))
+            complete = publications is not None
+            settle(wire.Recovered(topic.position, complete, topic.last if publications is None else publications))
 
         self._once_open(self._topic(name), recover, settle)
 

@@ -414,6 +414,16 @@ class Topic:
             return None
         return [] if missed == 0 else list(self.tail)[-missed:]
 
+    @property
+    def last(self) -> list[Publication]:
+        """What new subscribers get in a namespace that says so: the publication at `position`, if there still is one."""
+        return [self.tail[-1]] if self.tail and self.namespace.cache else []
+
+    @property
+    def lacks_last(self) -> bool:
+        """Whether the log must be read to know `last`."""
+        return self.namespace.cache and not self.tail and self.may_have(self.offset)
+
     def page(self, since: Position | None, limit: int, reverse: bool) -> list[Publication]:
         """Returns at most `limit` publications after `since` (before it, newest first, if `reverse`).
 

@@ -65,8 +65,8 @@ class Adapter(Protocol):
     def lost(self, topic: str, position: Position) -> bytes:
         """Frames *insufficient state*: publications are missing; go on from `position`."""
 
-    def subscribed(self, topic: str, position: Position) -> bytes:
-        """Frames the start of a subscription that a handler made for the client."""
+    def subscribed(self, topic: str, position: Position, publications: list[Publication]) -> bytes:
+        """Frames the start of a subscription that a handler made for the client, and what it gets up to `position`."""
 
     def unsubscribed(self, topic: str, error: TrunklineError) -> bytes:
         """Frames the end of a subscription that the client did not ask for."""

@@ -49,8 +49,9 @@ def _failure_fields(error: TrunklineError) -> dict[str, object]:
     return fields
 
 
-def _subscribed_fields(topic: str, position: Position) -> dict[str, object]:
-    return {"topic": topic, "subscribed": True, "offset": position.offset, "epoch": position.epoch}
+def _subscribed_fields(topic: str, position: Position, messages: list[dict[str, object]]) -> dict[str, object]:
+    fields: dict[str, object] = {"topic": topic, "subscribed": True, "offset": position.offset, "epoch": position.epoch}
+    return fields | {"messages": messages} if messages else fields
 
 
 class PlainJson:
@@ -132,9 +133,9 @@ class PlainJson:
         """See `Adapter`."""
         return text_frame(_json_encode({"topic": topic, "lost": True, "offset": position.offset, "epoch": position.epoch}))
 
-    def subscribed(self, topic: str, position: Position) -> bytes:
+    def subscribed(self, topic: str, position: Position, publications: list[Publication]) -> bytes:
         """See `Adapter`."""
-        return text_frame(_json_encode(_subscribed_fields(topic, position)))
+        return text_frame(_json_encode(_subscribed_fields(topic, position, self.messages(publications))))
 
     def unsubscribed(self, topic: str, error: TrunklineError) -> bytes:
         """See `Adapter`."""
@@ -227,9 +228,9 @@ class PlainMsgpack:
         """See `Adapter`."""
         return self._frame(None, {"topic": topic, "lost": True, "offset": position.offset, "epoch": position.epoch})
 
-    def subscribed(self, topic: str, position: Position) -> bytes:
+    def subscribed(self, topic: str, position: Position, publications: list[Publication]) -> bytes:
         """See `Adapter`."""
-        return self._frame(None, _subscribed_fields(topic, position))
+        return self._frame(None, _subscribed_fields(topic, position, self.messages(publications)))
 
     def unsubscribed(self, topic: str, error: TrunklineError) -> bytes:
         """See `Adapter`."""
