@@ -1,0 +1,189 @@
+"""deploy/nats/users.conf: who may do what. Every role is tried against every subject, on a server with this very file.
+
+The table is the contract. What is not in a row is refused: a new subject gets a row here and a line in the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from tests.support.nats import NatsServer
+from tests.support.users import ROLES, nats_server_with_users
+
+from trunkline.shared.subjects import Subjects
+
+of: Final = Subjects()
+ALL: Final = "edge workers subscriptions publisher admin"
+CLAIMS: Final = f"KV_{of.bucket('claims')}"
+MANIFEST: Final = f"KV_{of.bucket('manifest')}"
+LOG, _ = of.log_stream("h100_t300_r3")
+
+
+class Row(NamedTuple):
+    """A subject, the roles that may publish to it, and those that may subscribe to it (`queue`: only in this group)."""
+
+    subject: str
+    publish: str = ""
+    subscribe: str = ""
+    queue: str = ""
+
+
+CORE: Final = [
+    Row(of.call("chat", "message", "say"), publish="edge", subscribe="workers", queue="workers"),
+    Row(of.partition(7), publish="edge workers subscriptions", subscribe="subscriptions"),
+    Row(of.publish("room.1"), publish="publisher", subscribe="subscriptions", queue="subscriptions"),
+    Row(of.fan("e1"), publish="subscriptions", subscribe="edge"),
+    Row(of.tops("e1"), publish="subscriptions", subscribe="edge"),
+    Row(of.command("e1"), publish="workers", subscribe="edge"),
+    Row(f"{of.reply('e1')}.9", publish="workers subscriptions", subscribe="edge"),
+    Row(of.edges, publish="workers subscriptions", subscribe="edge subscriptions"),
+    Row(of.owners, publish="subscriptions", subscribe="subscriptions"),
+    # Inboxes: to a role's own, it publishes what proves its connection; others publish answers.
+    Row(f"{of.inbox('edge', 'i')}.1", publish="edge", subscribe="edge"),
+    Row(f"{of.inbox('workers', 'i')}.1", publish="workers edge subscriptions", subscribe="workers"),
+    Row(f"{of.inbox('subscriptions', 'i')}.1", publish="subscriptions edge", subscribe="subscriptions"),
+    Row(f"{of.inbox('publisher', 'i')}.1", publish="publisher subscriptions", subscribe="publisher"),
+    Row(f"{of.inbox('admin', 'i')}.1", publish="admin", subscribe="admin"),
+    Row("_INBOX.anybody.1", publish="subscriptions", subscribe="publisher"),
+    # Nobody's.
+    Row(of.edge("e1")[: -len(".e1")]),
+    Row(f"{of.prefix}.something.else"),
+    Row("orders.created"),
+    Row("$SYS.REQ.SERVER.PING"),
+    Row("$JS.EVENT.ADVISORY.STREAM.CREATED.x"),
+]
+STORED: Final = [
+    Row(of.log("h100_t300_r3", "room.1"), publish="subscriptions"),
+    Row("$KV.trunkline_claims.partition.7", publish="subscriptions"),
+    Row("$KV.trunkline_manifest.chat", publish="workers"),
+]
+API: Final = [
+    *(
+        Row(f"$JS.API.{operation}", publish="admin")
+        for stream in (LOG, CLAIMS, MANIFEST)
+        for operation in (
+            f"STREAM.CREATE.{stream}",
+            f"STREAM.UPDATE.{stream}",
+            f"STREAM.DELETE.{stream}",
+            f"STREAM.PURGE.{stream}",
+            f"STREAM.MSG.DELETE.{stream}",
+            f"STREAM.SNAPSHOT.{stream}",
+            f"CONSUMER.CREATE.{stream}",
+            f"CONSUMER.CREATE.{stream}.c",
+            f"CONSUMER.CREATE.{stream}.c.filter",
+            f"CONSUMER.DURABLE.CREATE.{stream}.c",
+            f"CONSUMER.DELETE.{stream}.c",
+            f"CONSUMER.MSG.NEXT.{stream}.c",
+        )
+    ),
+    Row("$JS.API.STREAM.NAMES", publish="admin"),
+    Row("$JS.API.STREAM.LIST", publish="admin"),
+    *(
+        Row(f"$JS.API.{operation}.{stream}", publish="subscriptions admin")
+        for stream in (LOG, CLAIMS)
+        for operation in ("STREAM.INFO", "STREAM.MSG.GET", "DIRECT.GET")
+    ),
+    Row(f"$JS.API.STREAM.INFO.{MANIFEST}", publish="edge workers subscriptions admin"),
+    Row(f"$JS.API.DIRECT.GET.{MANIFEST}.$KV.trunkline_manifest.chat", publish="edge workers subscriptions admin"),
+    Row(f"$JS.ACK.{LOG}.c.1.2.3.4.5"),
+]
+ROWS: Final = [*CORE, *STORED, *API]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[NatsServer]:
+    async with nats_server_with_users() as server:
+        yield server
+
+
+@asynccontextmanager
+async def connected(server: NatsServer, role: str) -> AsyncIterator[tuple[Client, list[str]]]:
+    """A client with a role's password, and what the server refuses it."""
+    refused: list[str] = []
+
+    async def on_error(error: Exception) -> None:
+        refused.append(str(error))
+
+    client = await nats.connect(server.url, user=role, password=f"password-of-{role}", error_cb=on_error)
+    try:
+        yield client, refused
+    finally:
+        await client.close()
+
+
+async def answered(client: Client) -> None:
+    """Returns when the server has said what it has to say. nats-py's first PING overtakes what it has not yet written."""
+    await client.flush()
+    await client.flush()
+
+
+async def ignore(_message: Msg) -> None:
+    pass
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_role_publishes_to_its_own_subjects_only(server: NatsServer, role: str) -> None:
+    async with connected(server, role) as (client, refused):
+        for row in ROWS:
+            await client.publish(row.subject)
+        await answered(client)
+    said = _said(refused)
+    denied = {row.subject for row in ROWS if f'publish to "{row.subject.lower()}"' in said}
+    allowed = {row.subject for row in ROWS} - denied
+    assert allowed == {row.subject for row in ROWS if role in row.publish.split()}
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_role_subscribes_to_its_own_subjects_only(server: NatsServer, role: str) -> None:
+    async with connected(server, role) as (client, refused):
+        for row in ROWS:
+            await client.subscribe(row.subject, row.queue, cb=ignore)
+        await answered(client)
+    said = _said(refused)
+    denied = {row.subject for row in ROWS if f'subscription to "{row.subject.lower()}"' in said}
+    allowed = {row.subject for row in ROWS} - denied
+    assert allowed == {row.subject for row in ROWS if role in row.subscribe.split()}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.queue], ids=lambda row: row.subject)
+async def test_work_is_taken_only_as_one_of_the_group(server: NatsServer, row: Row) -> None:
+    async with connected(server, row.subscribe) as (client, refused):
+        for queue in ("", "another"):
+            await client.subscribe(row.subject, queue, cb=ignore)
+        await answered(client)
+    assert len(refused) == 2
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("subject", [">", f"{of.prefix}.>", "$JS.>", "$KV.>", "*.>"])
+async def test_nobody_hears_everything(server: NatsServer, role: str, subject: str) -> None:
+    async with connected(server, role) as (client, refused):
+        await client.subscribe(subject, cb=ignore)
+        await answered(client)
+    assert len(refused) == 1
+
+
+@pytest.mark.parametrize("login", [{}, {"user": "edge", "pass": "wrong"}, {"user": "root", "pass": ""}], ids=str)
+async def test_nobody_comes_in_without_a_password(server: NatsServer, login: dict[str, str]) -> None:
+    host, port = server.url.removeprefix("nats://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        async with asyncio.timeout(5):
+            await reader.readline()
+            writer.write(b"CONNECT %s\r\nPING\r\n" % json.dumps({"verbose": False, **login}).encode())
+            assert b"Authorization Violation" in await reader.readline()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def _said(refused: list[str]) -> str:
+    return "\n".join(refused).lower()
