@@ -36,7 +36,7 @@ class Instance:
         self.streams = Streams(self.bus, timeout_s=1.0)
         self.tasks = Tasks("topic log", self.failures.append)
         self.claimed = True
-        self.log = TopicLog(self.streams, SUBJECTS, self.tasks, self.note, self.is_claimed, entry_bytes=100_000)
+        self.log = TopicLog(self.streams, SUBJECTS, self.tasks, self.note, self.refuse, self.is_claimed, entry_bytes=100_000)
         self.progressed = 0
 
     async def start(self) -> None:
@@ -54,6 +54,9 @@ class Instance:
 
     def note(self, topic: Topic) -> None:
         self.progressed += 1
+
+    def refuse(self, topic: Topic, error: TrunklineError) -> None:
+        raise AssertionError(error)
 
     def topic(self, name: str = NAME, namespace: Namespace = LOGGED) -> Topic:
         """A topic that is being opened."""

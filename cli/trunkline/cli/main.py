@@ -30,6 +30,7 @@ COMMANDS = {
     "edge": ("trunkline.cli.roles.edge", "Run an edge: it holds the sockets."),
     "workers": ("trunkline.cli.roles.workers", "Run a worker: it runs the handlers of an app."),
     "subscriptions": ("trunkline.cli.roles.subscriptions", "Run the subscription service: it owns the topics."),
+    "admin": ("trunkline.cli.admin", "Create the streams and buckets of a cluster, and mend them."),
     "publish": ("trunkline.cli.publish", "Publish JSON into a topic."),
     "tail": ("trunkline.cli.tail", "Print the publications of a topic as they come."),
     "health": ("trunkline.cli.health", "Ask a process of this machine whether it is ready."),

@@ -5,13 +5,16 @@ differ.
 import functools
 import inspect
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Final, get_origin
 
 import typer
 
 from trunkline.shared.settings import CommonSettings, print_settings
 
-__all__ = ["with_settings"]
+__all__ = ["NATS_OPTIONS", "with_settings"]
+
+NATS_OPTIONS: Final = ("nats_url", "nats_user", "nats_credentials", "nats_ca", "nats_certificate", "nats_key")
+"""How to reach NATS, for commands that need little else."""
 
 Command = Callable[..., None]
 

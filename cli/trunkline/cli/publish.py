@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from trunkline.cli.mistakes import ExitCode, Mistake
-from trunkline.cli.options import with_settings
+from trunkline.cli.options import NATS_OPTIONS, with_settings
 from trunkline.shared import logs
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -22,7 +22,7 @@ from trunkline.shared.subjects import Subjects
 from trunkline.shared.topics import check_topic
 
 T = TypeVar("T")
-ROLE = "cli"
+ROLE = "publisher"  # whose NATS user this is meant for
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="markdown")
 
@@ -34,7 +34,10 @@ The same without Trunkline: **nats request trunkline.publish.room.1 '{"text": "h
 
 
 @app.command(epilog=EPILOG)
-@with_settings(CommonSettings, options=("nats_url", "nats_user", "nats_credentials", "prefix"))
+@with_settings(
+    CommonSettings,
+    options=(*NATS_OPTIONS, "prefix"),
+)
 def publish(
     topic: Annotated[str, typer.Argument(help="The topic, such as room.1")],
     payload: Annotated[str, typer.Argument(metavar="JSON", help="What to publish; - reads it from stdin.")],

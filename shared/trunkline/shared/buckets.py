@@ -9,10 +9,10 @@ from typing import Final
 import nats.errors
 import nats.js.errors
 from nats.js import JetStreamContext
-from nats.js.api import KeyValueConfig, StorageType
+from nats.js.api import StreamConfig
 from nats.js.kv import KeyValue
 
-from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.errors import ErrorCode, MissingError, TrunklineError
 
 __all__ = ["Bucket", "open_bucket"]
 
@@ -90,16 +90,27 @@ class Bucket:
         return [subject.removeprefix(prefix) for subject in info.state.subjects or {}]
 
 
-async def open_bucket(jetstream: JetStreamContext, name: str, ttl_s: float | None, replicas: int) -> Bucket:
+async def open_bucket(jetstream: JetStreamContext, name: str, ttl_s: float | None, replicas: int, *, create: bool) -> Bucket:
     """Opens a bucket with a history of one value; if it does not exist, creates it on so many NATS nodes.
 
-    Raises `TrunklineError(UNAVAILABLE)`.
+    Raises `TrunklineError(UNAVAILABLE)`, and `MissingError` when there is none and `create` is false.
     """
     with _or_unavailable():
         try:
             kv = await jetstream.key_value(name)
         except nats.js.errors.BucketNotFoundError:
-            kv = await jetstream.create_key_value(
-                KeyValueConfig(bucket=name, history=1, ttl=ttl_s, storage=StorageType.FILE, replicas=replicas)
+            if not create:
+                raise MissingError(f"bucket {name}") from None
+            # As `declaring.bucket_stream` says it.
+            await jetstream.add_stream(
+                StreamConfig(
+                    name=f"KV_{name}",
+                    subjects=[f"$KV.{name}.>"],
+                    max_msgs_per_subject=1,
+                    max_age=ttl_s,
+                    num_replicas=replicas,
+                    allow_direct=True,
+                )
             )
+            kv = await jetstream.key_value(name)
     return Bucket(name, kv, jetstream)

@@ -28,6 +28,7 @@ from trunkline.shared.logs import get_logger
 from trunkline.shared.metrics import drops
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.tasks import Fail, Tasks
+from trunkline.shared.tls import TlsClient, tls_advice, tls_context
 
 __all__ = ["Bus", "Message", "Subscription"]
 
@@ -144,7 +145,8 @@ class Bus:
         self._last_inbox = 0
         self._connect_timeout_s = connect_timeout_s
         self._tasks = Tasks("bus", fail)
-        self._client = Client()
+        self._tls = tls_context(settings)
+        self._client = Client() if self._tls is None else TlsClient()
         self._outgoing: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
         self._outgoing_bytes = 0
         self._wake = asyncio.Event()
@@ -178,8 +180,8 @@ class Bus:
             await self._close()
             raise TrunklineError(
                 ErrorCode.UNAVAILABLE,
-                f"no NATS server at {', '.join(self._hosts())} takes us ({type(reason).__name__}: {reason}); "
-                "start one, or set TRUNKLINE_NATS_URL and the settings of its user",
+                f"no NATS server at {', '.join(self._hosts())} takes us ({type(reason).__name__}: {reason})"
+                + (tls_advice(reason) or "; start one, or set TRUNKLINE_NATS_URL and the settings of its user"),
             ) from error
         self._connected = True
         self._tasks.start(self._send_outgoing(), "send", essential=True)
@@ -207,6 +209,7 @@ class Bus:
             user=settings.nats_user,
             password=settings.nats_password.get_secret_value() if settings.nats_password else None,
             token=settings.nats_token.get_secret_value() if settings.nats_token else None,
+            tls=self._tls,
             user_credentials=str(settings.nats_credentials) if settings.nats_credentials else None,
             inbox_prefix=f"_INBOX_{self.role}",
             connect_timeout=2,
@@ -289,6 +292,8 @@ class Bus:
         await self._idle.wait()
         if self._client.is_connected:
             with _or_unavailable():
+                async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                    await self._client._flush_pending(force_flush=True)  # nats-py's PING would overtake it
                 await self._client.flush(timeout=FLUSH_TIMEOUT_S)
 
     async def _send_outgoing(self) -> None:
@@ -354,9 +359,15 @@ class Bus:
         """nats-py's JetStream context, for the modules beside this one."""
         return self._client.jetstream(timeout=5)
 
+    @property
+    def creates_streams(self) -> bool:
+        """Whether this process creates the streams and buckets that it finds missing."""
+        return self._settings.create_streams
+
     async def bucket(self, name: str, *, ttl_s: float | None = None) -> Bucket:
-        """Opens a KV bucket, and creates it if it does not exist."""
-        return await open_bucket(self.jetstream, name, ttl_s, self._settings.bucket_replicas)
+        """Opens a KV bucket, and creates it if it does not exist; or raises `MissingError`, see `creates_streams`."""
+        replicas = self._settings.bucket_replicas
+        return await open_bucket(self.jetstream, name, ttl_s, replicas, create=self.creates_streams)
 
     # ------------------------------------------------------------------ health
 

@@ -10,7 +10,14 @@ from collections.abc import Iterable
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.streams import Drift, Stream, Streams
 
-__all__ = ["reconcile"]
+__all__ = ["bucket_stream", "reconcile"]
+
+
+def bucket_stream(bucket: str, replicas: int) -> Stream:
+    """Returns the stream behind a KV bucket that keeps the last value of each key (`Bus.bucket` makes the same)."""
+    return Stream(
+        name=f"KV_{bucket}", subjects=[f"$KV.{bucket}.>"], max_messages_per_subject=1, replicas=replicas, direct=True
+    )
 
 
 async def reconcile(streams: Streams, declared: Iterable[Stream], *, mend: bool = True) -> list[Drift]:

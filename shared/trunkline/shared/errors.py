@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 from typing import Any
 
-__all__ = ["CloseCode", "ErrorCode", "TrunklineError"]
+__all__ = ["CloseCode", "ErrorCode", "MissingError", "TrunklineError"]
 
 
 class ErrorCode(Enum):
@@ -90,3 +90,14 @@ class TrunklineError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+class MissingError(TrunklineError):
+    """A stream, bucket or consumer is not there, and this process is not to create it (`create_streams`)."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            ErrorCode.NOT_AVAILABLE,
+            f"{what} does not exist, and this role does not create it (create_streams is off): "
+            "run `trunkline admin apply APP` with the app that is to be deployed",
+        )

@@ -8,18 +8,24 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from trunkline.shared.logs import get_logger
 from trunkline.shared.topics import RESERVED, TOPIC_BYTES
 
-__all__ = ["BUCKET", "DEFAULT_POOL", "ActionEntry", "Manifest", "TopicEntry", "TopicPattern"]
+if TYPE_CHECKING:
+    from trunkline.shared.buckets import Bucket  # which imports nats-py, and the author of a channel needs none
+
+__all__ = ["BUCKET", "DEFAULT_POOL", "ActionEntry", "Manifest", "TopicEntry", "TopicPattern", "read_manifests"]
 
 BUCKET: Final = "manifest"
 """The KV bucket (`Subjects.bucket`); its keys are the names of channels."""
 DEFAULT_POOL: Final = "default"
 FORMER_KEPT: Final = 32
+
+log = get_logger(__name__)
 
 _PARAMETER = re.compile(r"\{([^{}]*)\}")
 _VALUE = r"[!-)+,\-/-=?-~]+"
@@ -163,3 +169,19 @@ class Manifest(_Entry):
     def decode(cls, data: bytes) -> Manifest:
         """Reads the bytes of any release. Raises `ValueError` (pydantic's) for what is no manifest."""
         return cls.model_validate_json(data)
+
+
+async def read_manifests(bucket: Bucket) -> list[Manifest]:
+    """Returns the manifests in a bucket. One that cannot be used is logged and left out.
+
+    Raises `TrunklineError(UNAVAILABLE)` when the broker does not answer.
+    """
+    manifests = []
+    for channel in await bucket.keys():
+        found = await bucket.get(channel)
+        if found is not None:
+            try:
+                manifests.append(Manifest.decode(found[0]))
+            except ValueError as error:
+                log.error("a manifest cannot be used", channel=channel, error=type(error).__name__)
+    return manifests

@@ -60,6 +60,12 @@ class CommonSettings(BaseSettings):
     nats_password: SecretStr | None = Field(None, description="password of the NATS user")
     nats_token: SecretStr | None = Field(None, description="token for NATS, instead of a user")
     nats_credentials: Path | None = Field(None, description="a NATS .creds file, instead of a user")
+    nats_ca: Path | None = Field(
+        None,
+        description="file with the CA that must have signed the certificate of NATS; demands TLS, as tls:// does",
+    )
+    nats_certificate: Path | None = Field(None, description="file with a certificate for NATS, if it asks for one")
+    nats_key: Path | None = Field(None, description="file with the key of nats_certificate")
     prefix: str = Field(
         "trunkline",
         pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
@@ -67,6 +73,10 @@ class CommonSettings(BaseSettings):
     )
     bucket_replicas: int = Field(
         1, ge=1, le=5, description="NATS nodes that keep a new bucket (manifests, claims); 3 in a cluster of three"
+    )
+    create_streams: bool = Field(
+        True,
+        description="whether a role creates streams and buckets that are missing; if not, trunkline admin does",
     )
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
     log_format: LogFormat = Field("auto", description="json, console, or auto (console on a terminal)")

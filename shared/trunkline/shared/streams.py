@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from trunkline.shared.bus import Bus, Message
-from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.errors import ErrorCode, MissingError, TrunklineError
 from trunkline.shared.metrics import drops
 
 __all__ = ["Consumer", "Drift", "Entry", "FencedError", "Stream", "Streams"]
@@ -29,6 +29,7 @@ _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 _NO_MESSAGE: Final = 10037
 _STREAM_NAME_IN_USE: Final = 10058
 _STREAM_NOT_FOUND: Final = 10059
+_CONSUMER_NOT_FOUND: Final = 10014
 _FULL: Final = frozenset({10047, 10077})
 _MESSAGE_TOO_LARGE: Final = 10054
 _TOO_MANY_REQUESTS: Final = 429
@@ -154,9 +155,16 @@ class _Info(msgspec.Struct):
     config: dict[str, Any] = {}
 
 
+class _Names(msgspec.Struct):
+    error: _Error | None = None
+    streams: list[str] | None = None
+    total: int = 0
+
+
 _decode_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
 _decode_got = msgspec.json.Decoder(_Got).decode
 _decode_info = msgspec.json.Decoder(_Info).decode
+_decode_names = msgspec.json.Decoder(_Names).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -264,8 +272,9 @@ class Streams:
         """Creates a stream, or changes what differs from `stream`; settings that it does not name stay.
 
         Returns what was different, and changes nothing unless `mend`. A stream that is as it should be is only looked at,
-        so that whoever may not change streams can call this, too. Raises `TrunklineError(INTERNAL)` when the server
-        refuses the change, as it does when the storage is another.
+        so that whoever may not change streams can call this, too; and where the setting `create_streams` is off, that is
+        all that happens: what differs is not told, what is missing raises `MissingError`.
+        Raises `TrunklineError(INTERNAL)` when the server refuses the change, as it does when the storage is another.
         """
         wanted, what = stream.config(), f"stream {stream.name}"
         info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream.name}", b"", None, _decode_info)
@@ -273,6 +282,10 @@ class Streams:
         if not missing:
             _raise_refused(info.error, what)
         changes = {} if missing else _differences(wanted, info.config)
+        if mend and not self._bus.creates_streams:
+            if missing:
+                raise MissingError(what)
+            return None
         if not missing and not changes:
             return None
         if mend and missing:
@@ -286,10 +299,29 @@ class Streams:
         return Drift(stream.name, missing, changes)
 
     async def ensure_consumer(self, consumer: Consumer) -> None:
-        """Creates a durable consumer, or changes it. Raises `TrunklineError(INTERNAL)` when the server refuses that."""
+        """Creates a durable consumer, or changes it. Raises `TrunklineError(INTERNAL)` when the server refuses that.
+
+        Where `create_streams` is off, it only looks, and raises `MissingError`.
+        """
+        if not self._bus.creates_streams:
+            info: _Info = await self._ask(f"{API}.CONSUMER.INFO.{consumer.stream}.{consumer.name}", b"", None, _decode_info)
+            if info.error is not None and info.error.err_code in (_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND):
+                raise MissingError(f"consumer {consumer.name} of stream {consumer.stream}")
+            return
         request = {"stream_name": consumer.stream, "config": consumer.config()}
         refused = await self._declare(f"{API}.CONSUMER.CREATE.{consumer.stream}.{consumer.name}", request)
         _raise_refused(refused, f"consumer {consumer.name} of stream {consumer.stream}")
+
+    async def names(self, subjects: str) -> list[str]:
+        """Returns the names of all streams that capture a subject of these."""
+        names: list[str] = []
+        while True:
+            request = _encode({"subject": subjects, "offset": len(names)})
+            page: _Names = await self._ask(f"{API}.STREAM.NAMES", request, None, _decode_names)
+            _raise_refused(page.error, "the list of streams")
+            names += page.streams or ()
+            if not page.streams or len(names) >= page.total:
+                return names
 
     async def _declare(self, subject: str, request: dict[str, Any]) -> _Error | None:
         info: _Info = await self._ask(subject, _encode(request), None, _decode_info)

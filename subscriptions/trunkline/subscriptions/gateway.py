@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,8 @@ from trunkline.shared.subjects import Subjects
 from trunkline.subscriptions.topic import Settle
 
 __all__ = ["Gateway"]
+
+ROLES: Final = ("edge", "workers", "subscriptions", "admin")
 
 log = get_logger(__name__)
 
@@ -31,9 +34,14 @@ class Gateway:
         self._bus = bus
         self._subjects = subjects
         self._publish = publish
+        # An outsider who names such a reply subject would have us say there what it may not say itself.
+        self._never_answered = (f"{subjects.prefix}.", "$", *(f"_INBOX_{role}." for role in ROLES))
 
     def receive(self, message: Message) -> None:
         """Handles one message of `publish.>`."""
+        if message.reply.startswith(self._never_answered):
+            drops.labels("subscriptions", "publish: its reply subject is the cluster's own").inc()
+            return
         settle = partial(self._settle, message.reply)
         try:
             self._publish(self._subjects.topic_of_publish(message.subject), message.data, None, settle)

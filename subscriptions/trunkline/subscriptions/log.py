@@ -11,7 +11,7 @@ import msgspec
 from prometheus_client import Counter, Histogram
 
 from trunkline.shared.declaring import reconcile
-from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.errors import ErrorCode, MissingError, TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.streams import FencedError, Streams
 from trunkline.shared.subjects import Subjects
@@ -43,8 +43,9 @@ log = get_logger(__name__)
 
 
 class TopicLog:
-    """Moves topics forward. `progressed` is called after each step that somebody may wait for; `is_claimed` says whether the
-    claim of a partition is this instance's now, not when it last looked.
+    """Moves topics forward. `progressed` is called after each step that somebody may wait for, `refused` when a topic has no
+    stream and gets none from this role; `is_claimed` says whether the claim of a partition is this instance's now, not when
+    it last looked.
 
     One append per topic is in flight; a bounded number of topics is opened at a time, in order of demand.
     """
@@ -55,6 +56,7 @@ class TopicLog:
         subjects: Subjects,
         tasks: Tasks,
         progressed: Callable[[Topic], None],
+        refused: Callable[[Topic, TrunklineError], None],
         is_claimed: Callable[[int], Awaitable[bool]],
         *,
         entry_bytes: int,
@@ -63,6 +65,7 @@ class TopicLog:
         self._subjects = subjects
         self._tasks = tasks
         self._progressed = progressed
+        self._refused = refused
         self._is_claimed = is_claimed
         self._entry_bytes = entry_bytes
         self._openings = asyncio.Semaphore(OPENING_AT_ONCE)
@@ -127,6 +130,11 @@ class TopicLog:
                     sequence = await self._streams.append(subject, opening, expected_last=topic.sequence)
                     await self._check_claim(topic.partition)
                     topic.opened(sequence)
+                except MissingError as error:
+                    topic_openings.labels("refused").inc()
+                    log.error("a topic cannot be opened", topic=topic.name, error=str(error))
+                    self._refused(topic, error)
+                    return
                 except TrunklineError as error:
                     if not isinstance(error, FencedError):
                         self._ensured.discard(topic.namespace.log_class)  # the stream may be gone

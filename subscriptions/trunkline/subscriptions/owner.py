@@ -99,10 +99,21 @@ class Owner:
                 names.pop(partition, None)
         self._due = [topic for topic in self._due if topic.partition not in partitions]
         for topic in [topic for topic in self.topics.values() if topic.partition in partitions]:
-            del self.topics[topic.name]
-            topic.abandon(error)
-            for _, fail in self._when_open.pop(topic.name, ()):
-                fail(error)
+            self._forget(topic, error)
+
+    def refuse(self, topic: Topic, error: TrunklineError) -> None:
+        """Forgets a topic that cannot be opened, and settles with `error` what waits for it. Who asks again tries again."""
+        if self.topics.get(topic.name) is topic:
+            for edge_id in topic.edges:
+                self._attached[edge_id][topic.partition].discard(topic.name)
+            self._due = [each for each in self._due if each is not topic]
+            self._forget(topic, error)
+
+    def _forget(self, topic: Topic, error: TrunklineError) -> None:
+        del self.topics[topic.name]
+        topic.abandon(error)
+        for _, fail in self._when_open.pop(topic.name, ()):
+            fail(error)
 
     # ------------------------------------------------------------------ requests
 

@@ -22,7 +22,7 @@ from trunkline.shared.bus import Bus, Message, Subscription
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.health import HealthServer
 from trunkline.shared.logs import get_logger
-from trunkline.shared.manifest import BUCKET, Manifest
+from trunkline.shared.manifest import BUCKET, read_manifests
 from trunkline.shared.metrics import drops
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
@@ -126,6 +126,7 @@ class SubscriptionService:
             self._subjects,
             self._tasks,
             self._progressed,
+            lambda topic, error: self._owner.refuse(topic, error),
             self._ownership.is_claimed,
             entry_bytes=entry_bytes,
         )
@@ -236,15 +237,7 @@ class SubscriptionService:
     async def _read_manifests(self) -> None:
         """Learns which topics have history. Topics that exist keep the namespace that they have."""
         bucket = await self._bus.bucket(self._subjects.bucket(BUCKET))
-        manifests = []
-        for channel in await bucket.keys():
-            found = await bucket.get(channel)
-            if found is not None:
-                try:
-                    manifests.append(Manifest.decode(found[0]))
-                except ValueError as error:
-                    log.error("a manifest cannot be used", channel=channel, error=type(error).__name__)
-        self._namespaces.replace(manifests)
+        self._namespaces.replace(await read_manifests(bucket))
         self._owner.forget_unused_ephemeral()
         self._tasks.start(self._declare(), "declare streams")
 

@@ -1,0 +1,137 @@
+"""`trunkline admin`: what an operator does to the streams and buckets of a cluster, and no role does by itself."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Final
+
+import typer
+
+from trunkline.app.loader import load_channels
+from trunkline.cli.mistakes import ExitCode, Mistake
+from trunkline.cli.options import NATS_OPTIONS, with_settings
+from trunkline.shared import logs
+from trunkline.shared.bus import Bus
+from trunkline.shared.declaring import bucket_stream, reconcile
+from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
+from trunkline.shared.streams import Drift, Stream, Streams
+from trunkline.shared.subjects import Subjects
+from trunkline.shared.tasks import fail_with
+from trunkline.subscriptions.declared import declared_streams
+from trunkline.subscriptions.namespace import Namespaces
+from trunkline.subscriptions.settings import SubscriptionSettings
+
+__all__ = ["app", "wanted_streams"]
+
+ROLE: Final = "admin"
+CONNECT_TIMEOUT_S: Final = 30.0
+ANSWER_TIMEOUT_S: Final = 10.0
+"""A stream with replicas is there when the nodes have agreed."""
+OPTIONS: Final = (*NATS_OPTIONS, "prefix", "bucket_replicas", "replicas", "ttl_s")
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="markdown", no_args_is_help=True)
+
+EPILOG = """
+Before a deploy: **trunkline admin apply shop/app.py**. What would change: **trunkline admin apply --dry-run**
+
+Repeating it is harmless. It needs the NATS user `admin` of deploy/nats/users.conf; with the settings of the subscription
+service (TRUNKLINE_SUBSCRIPTIONS_REPLICAS, …_TTL_S), since these say what its logs are like.
+"""
+
+
+@app.callback()
+def admin() -> None:
+    """What an operator does to the streams and buckets of a cluster, and no role does by itself."""
+
+
+@app.command(epilog=EPILOG)
+@with_settings(SubscriptionSettings, options=OPTIONS)
+def apply(
+    settings: SubscriptionSettings,
+    apps: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="APP", help="Apps that are to be deployed; besides, what the running workers have."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, and say what would be.")] = False,
+) -> None:
+    """Create the streams and buckets that are missing, change those that differ, and print what was different.
+
+    Exit code 0: all is as it should be now. 1: something is not, since it was a dry run or needs hands.
+    """
+    logs.configure(ROLE, level="warning", format=settings.log_format)
+    channels = [channel for reference in apps or () for channel in load_channels(reference)]
+    settings = settings.model_copy(update={"create_streams": True})  # which may be off for all, and this is who does it
+    remaining = asyncio.run(_apply(settings, [channel.manifest for channel in channels], dry_run=dry_run))
+    if remaining:
+        raise Mistake(
+            f"{remaining} of them would be changed; run it without --dry-run"
+            if dry_run
+            else f"{remaining} of them cannot be changed as they are; what the server says is above",
+            ExitCode.FAILED,
+        )
+
+
+def wanted_streams(subjects: Subjects, settings: SubscriptionSettings, manifests: Sequence[Manifest]) -> list[Stream]:
+    """Returns all that a cluster with these channels needs, in the order of its making."""
+    namespaces = Namespaces(settings.ttl_s, settings.replicas)
+    namespaces.replace(manifests)
+    return [
+        bucket_stream(subjects.bucket(BUCKET), settings.bucket_replicas),
+        # Milliseconds: see `claims_stream`.
+        *declared_streams(subjects, namespaces.logged(), settings.replicas, first_sequence=int(time.time() * 1000)),
+    ]
+
+
+async def _apply(settings: SubscriptionSettings, manifests: Sequence[Manifest], *, dry_run: bool) -> int:
+    """Returns how many are not as they should be."""
+    subjects = Subjects(settings.prefix)
+    async with _connected(settings) as (bus, streams):
+        # Both: until the deploy, the running workers' streams are in use.
+        wanted = wanted_streams(subjects, settings, [*await _running(bus, streams, subjects), *manifests])
+        drifts = {drift.stream: drift for drift in await reconcile(streams, wanted, mend=not dry_run)}
+        for stream in wanted:
+            typer.echo(_line(stream, drifts.get(stream.name), dry_run=dry_run))
+        every_log = subjects.log_stream("any")[1].replace(".any.", ".*.")
+        for name in sorted(set(await streams.names(every_log)) - {stream.name for stream in wanted}):
+            typer.echo(f"unused     {name}: no channel asks for it any more; its content goes with `nats stream rm {name}`")
+    return len(drifts) if dry_run else sum(1 for drift in drifts.values() if drift.refused)
+
+
+def _line(stream: Stream, drift: Drift | None, *, dry_run: bool) -> str:
+    if drift is None:
+        return f"as wanted  {stream.name}"
+    if drift.refused:
+        return (
+            f"REFUSED    {stream.name}: {drift.refused}\n"
+            f"           Keep its content if you need it (`nats stream backup {stream.name} DIRECTORY`), remove it "
+            f"(`nats stream rm {stream.name}`), and apply again."
+        )
+    if drift.missing:
+        return f"{'missing' if dry_run else 'created':10} {stream.name}"
+    changes = ", ".join(f"{name} {found!r} -> {wanted!r}" for name, (found, wanted) in drift.changes.items())
+    return f"{'differs' if dry_run else 'changed':10} {stream.name}: {changes}"
+
+
+async def _running(bus: Bus, streams: Streams, subjects: Subjects) -> list[Manifest]:
+    """The manifests of the workers that run, or ran last; none in a new cluster."""
+    name = subjects.bucket(BUCKET)
+    if any(drift.missing for drift in await reconcile(streams, [bucket_stream(name, 1)], mend=False)):
+        return []
+    return await read_manifests(await bus.bucket(name))
+
+
+@asynccontextmanager
+async def _connected(settings: SubscriptionSettings) -> AsyncIterator[tuple[Bus, Streams]]:
+    instance = secrets.token_hex(4)
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    bus = Bus(settings, ROLE, instance, fail_with(failed), connect_timeout_s=CONNECT_TIMEOUT_S)
+    await bus.start()
+    streams = Streams(bus, timeout_s=ANSWER_TIMEOUT_S)
+    await streams.start()
+    try:
+        yield bus, streams
+    finally:
+        streams.stop()
+        await bus.stop()

@@ -1,0 +1,64 @@
+"""TLS to NATS: what is trusted, what is shown, and no way around it."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+
+from trunkline.shared.settings import CommonSettings, SettingsError
+
+__all__ = ["TlsClient", "tls_advice", "tls_context"]
+
+
+def tls_context(settings: CommonSettings) -> ssl.SSLContext | None:
+    """Returns how to speak TLS with NATS, or None when the settings do not demand it. Raises `SettingsError`."""
+    demanded = any(server.startswith("tls://") for server in settings.nats_servers)
+    if not demanded and settings.nats_ca is None and settings.nats_certificate is None:
+        return None
+    if (settings.nats_certificate is None) != (settings.nats_key is None):
+        raise SettingsError("nats_certificate and nats_key go together: set both, or none")
+    context = ssl.create_default_context(cafile=_readable("nats_ca", settings.nats_ca))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.nats_certificate is not None and settings.nats_key is not None:
+        certificate = _readable("nats_certificate", settings.nats_certificate) or ""
+        key = _readable("nats_key", settings.nats_key)
+        try:
+            context.load_cert_chain(certificate, key)
+        except ssl.SSLError as error:
+            raise SettingsError(f"nats_certificate {certificate} and nats_key {key} are no pair: {error.reason}") from None
+    return context
+
+
+def tls_advice(error: BaseException) -> str:
+    """Says what to do about an error of a connection, if it has to do with TLS."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            "; the server's certificate is not to be trusted: TRUNKLINE_NATS_CA must name the CA that has signed it, and "
+            "TRUNKLINE_NATS_URL the servers as it names them"
+        )
+    if isinstance(error, ssl.SSLError):
+        return "; if the server asks for a certificate, set TRUNKLINE_NATS_CERTIFICATE and TRUNKLINE_NATS_KEY"
+    return ""
+
+
+class TlsClient(Client):
+    """A client that never speaks without TLS: nats-py would, and send its password, to whoever says that TLS is off."""
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and not info.get("tls_required"):
+            raise nats.errors.Error("the server offers no TLS, which the settings demand: turn it on there, or off here")
+        await super()._process_info(info, initial_connection)
+
+
+def _readable(name: str, path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with path.open("rb"):
+            return str(path)
+    except OSError as error:
+        raise SettingsError(f"{name} {path} cannot be read: {error.strerror}") from None

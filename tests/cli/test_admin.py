@@ -1,0 +1,140 @@
+"""`trunkline admin apply` on a real NATS server with the users of deploy/nats."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.support.nats import NatsServer
+from tests.support.users import credentials, nats_server_with_users
+from typer.testing import CliRunner
+
+from trunkline.app import Channel, Context
+from trunkline.cli.admin import app
+from trunkline.cli.mistakes import Mistake
+from trunkline.shared.bus import Bus
+from trunkline.shared.manifest import BUCKET
+from trunkline.shared.settings import CommonSettings
+from trunkline.shared.streams import Stream, Streams
+from trunkline.shared.subjects import Subjects
+
+APP = """
+from trunkline.app import Channel, Context
+
+shop = Channel("shop")
+
+
+@shop.topic("basket.{user}", history=%d, ttl=60)
+async def may(ctx: Context, user: str) -> bool:
+    return True
+"""
+LOG = "trunkline_LOG_h20_t60_r1"
+ALWAYS = ["KV_trunkline_manifest", "KV_trunkline_claims"]
+
+
+@pytest.fixture
+async def nats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NatsServer]:
+    monkeypatch.chdir(tmp_path)
+    for module in ("shop_app", "shop_app_2"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    Path("shop_app.py").write_text(APP % 20)
+    for name, value in credentials("admin").items():
+        monkeypatch.setenv(f"TRUNKLINE_{name.upper()}", value)
+    async with nats_server_with_users() as server:
+        monkeypatch.setenv("TRUNKLINE_NATS_URL", server.url)
+        yield server
+
+
+@pytest.fixture
+async def streams(nats: NatsServer) -> AsyncIterator[Streams]:
+    failures: list[BaseException] = []
+    bus = Bus(CommonSettings(nats_url=nats.url, **credentials("admin")), "admin", "test", failures.append)
+    await bus.start()
+    streams = Streams(bus)
+    await streams.start()
+    yield streams
+    streams.stop()
+    await bus.stop()
+
+
+async def apply(*arguments: str, told: str = "") -> list[str]:
+    """Runs the command, and returns its lines, in columns of one space. `told`: it fails, and says so."""
+
+    def run() -> list[str]:
+        result = CliRunner().invoke(app, ["apply", *arguments])
+        if told:
+            assert isinstance(result.exception, Mistake), result.output
+            assert told in str(result.exception)
+        else:
+            assert result.exit_code == 0, (result.output, result.exception)
+        return [" ".join(line.split()) for line in result.output.splitlines()]
+
+    return await asyncio.to_thread(run)
+
+
+async def test_new_cluster_gets_all_that_it_needs(nats: NatsServer) -> None:
+    wanted = [*ALWAYS, LOG]
+    assert await apply("--dry-run", "shop_app.py", told="3 of them") == [f"missing {name}" for name in wanted]
+    assert await apply("shop_app.py") == [f"created {name}" for name in wanted]
+    assert await apply("shop_app.py") == [f"as wanted {name}" for name in wanted]
+    assert await apply("--dry-run", "shop_app.py") == [f"as wanted {name}" for name in wanted]
+
+
+async def test_what_differs_is_said_and_mended(nats: NatsServer, streams: Streams) -> None:
+    await apply("shop_app.py")
+    await streams.ensure_stream(Stream(name=LOG, subjects=["trunkline.log.h20_t60_r1.>"], max_messages_per_subject=7))
+    told = (await apply("--dry-run", "shop_app.py", told="1 of them"))[-1]
+    assert told.startswith(f"differs {LOG}:")
+    assert "max_msgs_per_subject 7 -> 36" in told
+    assert (await apply("shop_app.py"))[-1] == told.replace("differs", "changed")
+    assert (await apply("shop_app.py"))[-1] == f"as wanted {LOG}"
+
+
+async def test_what_needs_hands_is_said_and_does_not_stop_the_rest(nats: NatsServer, streams: Streams) -> None:
+    name = "KV_trunkline_claims"
+    await streams.ensure_stream(Stream(name=name, subjects=["$KV.trunkline_claims.partition.*"], storage="memory"))
+    lines = await apply("shop_app.py", told="1 of them cannot be changed")
+    assert any(line.startswith(f"REFUSED {name}: stream {name} cannot be had as wanted") for line in lines)
+    assert any(f"nats stream rm {name}" in line for line in lines)
+    assert lines[-1] == f"created {LOG}"
+
+
+async def test_streams_of_running_workers_stay_until_these_are_replaced(nats: NatsServer, streams: Streams) -> None:
+    """A deploy that changes `history` moves a family of topics to another stream: for a while both are in use."""
+    await apply("shop_app.py")
+    before = Channel("shop")
+
+    @before.topic("basket.{user}", history=20, ttl=60)
+    async def may(ctx: Context, user: str) -> bool:
+        return True
+
+    settings = CommonSettings(nats_url=nats.url, **credentials("workers"))
+    bus = Bus(settings, "workers", "test", lambda error: None)
+    await bus.start()
+    bucket = await bus.bucket(Subjects().bucket(BUCKET))
+    await bucket.put("shop", before.manifest.encode())
+    Path("shop_app_2.py").write_text(APP % 30)
+    new = "trunkline_LOG_h30_t60_r1"
+    assert await apply("shop_app_2.py") == [*(f"as wanted {name}" for name in [*ALWAYS, LOG]), f"created {new}"]
+    await bucket.delete("shop")
+    lines = await apply("shop_app_2.py")
+    assert lines[:-1] == [f"as wanted {name}" for name in [*ALWAYS, new]]
+    assert lines[-1].startswith(f"unused {LOG}:")
+    await bus.stop()
+
+
+async def test_what_a_role_creates_in_development_is_as_wanted(nats: NatsServer, streams: Streams) -> None:
+    settings = CommonSettings(nats_url=nats.url, **credentials("admin"))
+    bus = Bus(settings, "admin", "other", lambda error: None)
+    await bus.start()
+    await bus.bucket(Subjects().bucket(BUCKET))
+    await bus.stop()
+    assert (await apply())[0] == "as wanted KV_trunkline_manifest"
+
+
+async def test_create_streams_off_is_meant_for_the_others(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_CREATE_STREAMS", "false")
+    assert (await apply())[0] == "created KV_trunkline_manifest"
