@@ -35,12 +35,16 @@ LOG = "trunkline_LOG_h20_t60_r1"
 ALWAYS = ["KV_trunkline_manifest", "KV_trunkline_claims"]
 
 
+def write_app(name: str, history: int) -> None:
+    Path(name).write_text(APP % history)
+
+
 @pytest.fixture
 async def nats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NatsServer]:
     monkeypatch.chdir(tmp_path)
     for module in ("shop_app", "shop_app_2"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    Path("shop_app.py").write_text(APP % 20)
+    write_app("shop_app.py", 20)
     for name, value in credentials("admin").items():
         monkeypatch.setenv(f"TRUNKLINE_{name.upper()}", value)
     async with nats_server_with_users() as server:
@@ -116,7 +120,7 @@ async def test_streams_of_running_workers_stay_until_these_are_replaced(nats: Na
     await bus.start()
     bucket = await bus.bucket(Subjects().bucket(BUCKET))
     await bucket.put("shop", before.manifest.encode())
-    Path("shop_app_2.py").write_text(APP % 30)
+    write_app("shop_app_2.py", 30)
     new = "trunkline_LOG_h30_t60_r1"
     assert await apply("shop_app_2.py") == [*(f"as wanted {name}" for name in [*ALWAYS, LOG]), f"created {new}"]
     await bucket.delete("shop")

@@ -45,6 +45,7 @@ CORE: Final = [
     Row(of.command("e1"), publish="workers", subscribe="edge"),
     Row(f"{of.reply('e1')}.9", publish="workers subscriptions", subscribe="edge"),
     Row(of.edges, publish="workers subscriptions", subscribe="edge subscriptions"),
+    Row(of.manifest("chat", "0123"), publish="workers", subscribe="workers", queue="workers"),
     Row(of.owners, publish="subscriptions", subscribe="subscriptions"),
     # Inboxes: to a role's own, it publishes what proves its connection; others publish answers.
     Row(f"{of.inbox('edge', 'i')}.1", publish="edge", subscribe="edge"),

@@ -13,17 +13,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import aiohttp
 import msgspec
 import nats
 from nats.aio.client import Client as NatsClient
 from tests.support.nats import NatsServer, nats_server
+from tests.support.users import credentials, nats_server_with_users
 
 from trunkline.app import Channel
+from trunkline.cli.admin import apply_to
 from trunkline.edge.service import EdgeService
 from trunkline.edge.settings import EdgeSettings
 from trunkline.shared.tasks import Service
@@ -38,6 +41,9 @@ S = TypeVar("S", bound=Service)
 
 DEADLINE_S = 10.0
 """Nothing that a test waits for takes this long unless it is broken."""
+
+LEAST_PRIVILEGE: Final = bool(os.environ.get("TEST_LEAST_PRIVILEGE"))
+"""For a look whether deploy/nats/users.conf still has all that is needed: run any tests with this variable."""
 
 EDGE: dict[str, Any] = {"auth": "none", "port": 0, "drain_s": 0.0, "slow_close_s": 1.0, "coalesce_s": 0.0}
 WORKER: dict[str, Any] = {"health_port": -1}
@@ -114,6 +120,8 @@ class Cluster:
         self._services = AsyncExitStack()
         self._stopped: set[Service] = set()
         self._bus: NatsClient | None = None
+        self.least_privilege = False
+        """Whether each service has the NATS user of its role (deploy/nats), which creates no streams."""
         self.edge: EdgeService
         self.owner: SubscriptionService
         self.worker: WorkerService
@@ -128,18 +136,26 @@ class Cluster:
 
         A service that is stopped before the end may be stopped again.
         """
-        options = {**SUBSCRIPTIONS, **self._settings["subscriptions"], **settings}
+        options = {**SUBSCRIPTIONS, **self._user("subscriptions"), **self._settings["subscriptions"], **settings}
         with_channels = self._channels if channels is None else channels
         return await self._start(SubscriptionService(SubscriptionSettings(nats_url=self.nats.url, **options), with_channels))
 
+    def _user(self, role: str) -> Mapping[str, Any]:
+        return {**credentials(role), "create_streams": False} if self.least_privilege else {}
+
+    async def apply(self, *channels: Channel) -> None:
+        """Creates what these channels need, as `trunkline admin apply` does before they are deployed."""
+        settings = SubscriptionSettings(nats_url=self.nats.url, **credentials("admin"), **self._settings["subscriptions"])
+        await apply_to(settings, [channel.manifest for channel in channels], dry_run=False)
+
     async def start_worker(self, *channels: Channel, **settings: Any) -> WorkerService:
         """Starts a further worker."""
-        options = {**WORKER, **self._settings["worker"], **settings}
+        options = {**WORKER, **self._user("workers"), **self._settings["worker"], **settings}
         return await self._start(WorkerService(WorkerSettings(nats_url=self.nats.url, **options), channels))
 
     async def start_edge(self, **settings: Any) -> EdgeService:
         """Starts a further edge."""
-        options = {**EDGE, **self._settings["edge"], **settings}
+        options = {**EDGE, **self._user("edge"), **self._settings["edge"], **settings}
         return await self._start(EdgeService(EdgeSettings(nats_url=self.nats.url, **options)))
 
     async def _start(self, service: S) -> S:
@@ -167,7 +183,8 @@ class Cluster:
     async def bus(self) -> NatsClient:
         """A bare NATS client, as any other program has one."""
         if self._bus is None:
-            self._bus = await nats.connect(self.nats.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05)
+            options = {"user": "publisher", "password": "password-of-publisher"} if self.least_privilege else {}
+            self._bus = await nats.connect(self.nats.url, max_reconnect_attempts=-1, reconnect_time_wait=0.05, **options)
         return self._bus
 
     async def publish(self, topic: str, value: Any) -> Any:
@@ -199,12 +216,16 @@ async def cluster(
     edge: Mapping[str, Any] | None = None,
     worker: Mapping[str, Any] | None = None,
     subscriptions: Mapping[str, Any] | None = None,
+    least_privilege: bool = LEAST_PRIVILEGE,
 ) -> AsyncIterator[Cluster]:
-    """A nats-server and one service of each role; everything is stopped at the end."""
+    """A nats-server and one service of each role; everything is stopped at the end. See `Cluster.least_privilege`."""
     settings = {"edge": edge or {}, "worker": worker or {}, "subscriptions": subscriptions or {}}
-    async with nats_server() as server:
+    async with nats_server_with_users() if least_privilege else nats_server() as server:
         found = Cluster(server, settings, channels)
+        found.least_privilege = least_privilege
         try:
+            if least_privilege:
+                await found.apply(*channels)
             found.owner, found.worker = await asyncio.gather(found.start_owner(), found.start_worker(*channels))
             found.edge = await found.start_edge()
             yield found

@@ -23,7 +23,7 @@ from trunkline.subscriptions.declared import declared_streams
 from trunkline.subscriptions.namespace import Namespaces
 from trunkline.subscriptions.settings import SubscriptionSettings
 
-__all__ = ["app", "wanted_streams"]
+__all__ = ["app", "apply_to", "wanted_streams"]
 
 ROLE: Final = "admin"
 CONNECT_TIMEOUT_S: Final = 30.0
@@ -63,7 +63,7 @@ def apply(
     logs.configure(ROLE, level="warning", format=settings.log_format)
     channels = [channel for reference in apps or () for channel in load_channels(reference)]
     settings = settings.model_copy(update={"create_streams": True})  # which may be off for all, and this is who does it
-    remaining = asyncio.run(_apply(settings, [channel.manifest for channel in channels], dry_run=dry_run))
+    remaining = asyncio.run(apply_to(settings, [channel.manifest for channel in channels], dry_run=dry_run))
     if remaining:
         raise Mistake(
             f"{remaining} of them would be changed; run it without --dry-run"
@@ -84,8 +84,8 @@ def wanted_streams(subjects: Subjects, settings: SubscriptionSettings, manifests
     ]
 
 
-async def _apply(settings: SubscriptionSettings, manifests: Sequence[Manifest], *, dry_run: bool) -> int:
-    """Returns how many are not as they should be."""
+async def apply_to(settings: SubscriptionSettings, manifests: Sequence[Manifest], *, dry_run: bool) -> int:
+    """Reconciles, prints what was different, and returns how many streams are not as they should be."""
     subjects = Subjects(settings.prefix)
     async with _connected(settings) as (bus, streams):
         # Both: until the deploy, the running workers' streams are in use.

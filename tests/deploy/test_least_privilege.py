@@ -1,0 +1,129 @@
+"""The whole system with a NATS user for each role: everything works, and no role creates a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest
+from pydantic import BaseModel
+from tests.support.cluster import Cluster, cluster
+from tests.support.users import credentials, nats_server_with_users
+
+from trunkline.app import Channel, Context
+from trunkline.edge.service import EdgeService
+from trunkline.edge.settings import EdgeSettings
+from trunkline.shared.errors import MissingError
+
+
+class Say(BaseModel):
+    text: str
+
+
+def channel(*, history: int = 20, more: bool = False) -> Channel:
+    chat = Channel("chat")
+
+    @chat.on("say")
+    async def say(ctx: Context, message: Say) -> dict[str, int]:
+        await ctx.send({"told": message.text})
+        return {"offset": (await ctx.publish("room.1", message)).offset}
+
+    @chat.on("join")
+    async def join(ctx: Context) -> None:
+        await ctx.subscribe("room.2")
+
+    @chat.topic("room.{room}", history=history, ttl=60)
+    async def may(ctx: Context, room: int) -> bool:
+        return True
+
+    if more:
+
+        @chat.on("more")
+        async def even_more(ctx: Context) -> str:
+            return "yes"
+
+    return chat
+
+
+@pytest.fixture
+async def trunkline() -> AsyncIterator[Cluster]:
+    async with cluster(channel(), least_privilege=True) as trunkline:
+        yield trunkline
+
+
+async def test_messages_pushes_publications_history_and_recovery(trunkline: Cluster) -> None:
+    async with trunkline.connect() as listener:
+        start = await listener.ask("$subscribe", topic="room.1")
+        async with trunkline.connect() as talker:
+            assert (await talker.ask("say", text="hi"))["offset"] == 1
+            assert await talker.receive() == {"told": "hi"}
+            assert (await talker.ask("$publish", topic="room.1", data="from the client"))["offset"] == 2
+        assert (await trunkline.publish("room.1", "from outside"))["offset"] == 3
+        heard = [(await listener.receive())["data"] for _ in range(3)]
+        assert heard == [{"text": "hi"}, "from the client", "from outside"]
+        assert len((await listener.ask("$history", topic="room.1", limit=10))["messages"]) == 3
+        assert "error" not in await listener.ask("join")
+        assert (await listener.receive())["topic"] == "room.2"
+    async with trunkline.connect() as again:
+        answer = await again.ask("$subscribe", topic="room.1", offset=start["offset"], epoch=start["epoch"])
+        assert (answer["recovered"], len(answer["messages"])) == (True, 3)
+
+
+async def test_owners_hand_over_and_take_over(trunkline: Cluster) -> None:
+    async with trunkline.connect() as client:
+        await client.ask("$subscribe", topic="room.1")
+        second = await trunkline.start_owner()
+        assert (await trunkline.publish("room.1", 1))["offset"] == 1
+        await trunkline.stop(trunkline.owner)
+        assert (await trunkline.publish("room.1", 2))["offset"] == 2
+        assert [(await client.receive())["data"] for _ in range(2)] == [1, 2]
+        assert second.addresses
+
+
+async def test_new_worker_announces_what_it_can_do(trunkline: Cluster) -> None:
+    async with trunkline.connect() as client:
+        assert "error" in await client.ask("more")
+        await trunkline.start_worker(channel(more=True))
+        async with asyncio.timeout(10):
+            while "error" in await client.ask("more"):
+                await asyncio.sleep(0.05)
+
+
+async def test_namespace_without_a_stream_is_refused_with_the_command_that_is_missing(trunkline: Cluster) -> None:
+    new = channel(history=50)
+    await trunkline.stop(trunkline.worker)
+    await trunkline.start_worker(new)
+    async with trunkline.connect() as client:
+        async with asyncio.timeout(10):
+            rooms = itertools.count(100)  # topics that exist keep what they have
+            while "error" not in (answer := await trunkline.publish(f"room.{next(rooms)}", 1)):
+                await asyncio.sleep(0.05)  # the owner does not know the new manifest yet
+        assert "trunkline_LOG_h50_t60_r1 does not exist" in answer["error"]["message"]
+        assert "trunkline admin apply APP" in answer["error"]["message"]
+        assert (await client.ask("$subscribe", topic="room.77"))["error"]["code"] == "not_available"
+        await trunkline.apply(new)
+        assert (await client.ask("$subscribe", topic="room.77"))["offset"] == 0
+        assert (await trunkline.publish("room.77", "there"))["offset"] == 1
+        assert (await client.receive())["data"] == "there"
+
+
+async def test_role_says_at_its_start_that_nothing_was_applied() -> None:
+    async with nats_server_with_users() as server:
+        settings = EdgeSettings(nats_url=server.url, **credentials("edge"), create_streams=False, auth="none", port=0)
+        edge = EdgeService(settings)
+        with pytest.raises(MissingError, match=r"bucket trunkline_manifest does not exist.*trunkline admin apply"):
+            await edge.start()
+        await edge.stop()
+
+
+async def test_outsider_cannot_have_an_answer_sent_where_it_may_not_publish(trunkline: Cluster) -> None:
+    bus = await trunkline.bus()
+    async with trunkline.connect() as client:
+        await client.ask("$subscribe", topic="room.1")
+        edge_id = trunkline.edge.edge_id
+        for reply in (f"trunkline.edge.{edge_id}.command", "$JS.API.STREAM.NAMES", "_INBOX_workers.x.reply.1"):
+            await bus.publish("trunkline.publish.room.1", b'"never"', reply=reply)
+        await trunkline.publish("room.1", "once")
+        heard = await client.receive()
+        assert (heard["offset"], heard["data"]) == (1, "once")
