@@ -76,7 +76,7 @@ def test_manifest_says_what_edges_need() -> None:
     chat.resource(open_database)
 
     manifest = chat.manifest
-    assert (manifest.channel, manifest.connect, manifest.disconnect, manifest.default) == ("chat", True, False, False)
+    assert (manifest.channel, manifest.connect, manifest.lifecycle, manifest.default) == ("chat", True, False, False)
     assert list(manifest.actions) == ["nothing", "say"]
     say_entry = manifest.actions["say"]
     assert (say_entry.timeout_s, say_entry.concurrent) == (2.5, True)
@@ -213,6 +213,11 @@ def _disconnect_without_its_type(chat: Channel) -> None:
     async def bye(ctx: Context, reason: str) -> None: ...
 
 
+def _connected_with_a_message(chat: Channel) -> None:
+    @chat.on_connected
+    async def hello(ctx: Context, reason: str) -> None: ...
+
+
 def _generator_handler(chat: Channel) -> None:
     @chat.on("say")
     async def say(ctx: Context) -> AsyncIterator[int]:
@@ -299,6 +304,7 @@ def _empty(chat: Channel) -> None:
         (_policy_without_verdict, "returns a bool"),
         (_operation_in_action, "only topic policies"),
         (_disconnect_without_its_type, "must be a Disconnect"),
+        (_connected_with_a_message, "gets ctx and resources only"),
         (_generator_handler, "does not yield"),
         (_sync_middleware, "async def (ctx, call_next)"),
         (_resource_that_is_no_generator, "yields once"),
@@ -373,4 +379,21 @@ def test_on_disconnect_gets_the_reason() -> None:
     @chat.on_disconnect
     async def bye(ctx: Context, reason: Disconnect) -> None: ...
 
-    assert chat.manifest.disconnect
+    assert chat.manifest.lifecycle
+
+
+def test_lifecycle_is_written_down_for_those_who_ask() -> None:
+    chat, watched = Channel("chat"), Channel("watched", lifecycle=True)
+    for channel in (chat, watched):
+
+        @channel.on("say")
+        async def say(ctx: Context) -> None: ...
+
+    assert (chat.manifest.lifecycle, watched.manifest.lifecycle) == (False, True)
+
+    online = Channel("online")
+
+    @online.on_connected
+    async def hello(ctx: Context) -> None: ...
+
+    assert online.manifest.lifecycle

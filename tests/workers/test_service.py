@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 from tests.support.nats import NatsServer, eventually, nats_server
 
-from trunkline.app import Channel, ChannelError, Context, Disconnect, Position, Reject, TrunklineError
+from trunkline.app import Channel, ChannelError, Context, Position, Reject, TrunklineError
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.manifest import BUCKET, Manifest
@@ -128,15 +128,10 @@ async def worker(nats: NatsServer, chat: Channel, **settings: Any) -> AsyncItera
 
 async def test_calls_are_answered(nats: NatsServer, edge: Edge) -> None:
     chat = Channel("chat")
-    gone: list[Disconnect] = []
 
     @chat.on("say")
     async def say(ctx: Context, message: Say) -> dict[str, str]:
         return {"text": message.text, "from": ctx.connection_id}
-
-    @chat.on_disconnect
-    async def bye(ctx: Context, reason: Disconnect) -> None:
-        gone.append(reason)
 
     @chat.topic("room.{room}")
     async def may(ctx: Context, room: int) -> bool:
@@ -146,8 +141,6 @@ async def test_calls_are_answered(nats: NatsServer, edge: Edge) -> None:
         assert await edge.call("say", {"text": "hi"}) == {"text": "hi", "from": CONNECTION}
         assert await edge.call("room.{room}", {"topic": "room.1"}, kind="subscribe") is True
         assert await edge.call("room.{room}", {"topic": "room.11"}, kind="publish") is False
-        await edge.call("$disconnect", {"code": 1000, "reason": "bye"}, kind="disconnect")
-        assert gone == [Disconnect(1000, "bye")]
         assert (await edge.refused("unknown")).code == "no_worker"
     assert (await edge.refused("say")).code == "no_worker"
 

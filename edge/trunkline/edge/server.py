@@ -16,6 +16,7 @@ from trunkline.edge.calls import Calls
 from trunkline.edge.connection import Connection
 from trunkline.edge.dispatch import Dispatcher
 from trunkline.edge.hub import Hub
+from trunkline.edge.lifecycle import Lifecycle
 from trunkline.edge.liveness import Liveness
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.plain import JSON, MSGPACK
@@ -70,6 +71,7 @@ class Server:
         subscribing: Subscribing,
         dispatcher: Dispatcher,
         liveness: Liveness,
+        lifecycle: Lifecycle,
         tasks: Tasks,
         readiness: Readiness,
     ) -> None:
@@ -82,6 +84,7 @@ class Server:
         self._subscribing = subscribing
         self._dispatcher = dispatcher
         self._liveness = liveness
+        self._lifecycle = lifecycle
         self._tasks = tasks
         self._asked: set[object] = set()
         self._first_seen: dict[object, float] = {}
@@ -155,7 +158,7 @@ class Server:
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
         try:
-            connection, response, manifest = await self._admit(request)
+            connection, response = await self._admit(request)
         except TrunklineError as error:
             status = error.status or STATUS.get(error.code, 403)
             refused.labels(str(status)).inc()
@@ -170,13 +173,13 @@ class Server:
         finally:
             self._liveness.remove(connection)
             self._subscribing.forget(connection)
-        if manifest.disconnect:
-            await self._tell_disconnected(connection, socket)
+            code, reason = (ABNORMAL, "") if socket is None else (socket.close_code, socket.close_reason)
+            self._lifecycle.ended(connection, code, reason)
         if socket is not None:
             await socket.wait_closed()
         return response
 
-    async def _admit(self, request: web.Request) -> tuple[Connection, web.WebSocketResponse, Manifest]:
+    async def _admit(self, request: web.Request) -> tuple[Connection, web.WebSocketResponse]:
         """Decides whether a client may connect. Raises the `TrunklineError` that refuses it."""
         settings = self._settings
         if not _is_handshake(request):
@@ -212,13 +215,15 @@ class Server:
             MSGPACK if msgpack else JSON,
             msgpack or chosen == JSON_SUBPROTOCOL,
         )
+        await self._lifecycle.prepare(manifest)
         self._hub.add(connection)
         try:
             await self._ask_to_connect(request, connection, manifest)
+            await self._lifecycle.open(connection, manifest)
         except BaseException:
             self._subscribing.forget(connection)
             raise
-        return connection, response, manifest
+        return connection, response
 
     async def _ask_to_connect(self, request: web.Request, connection: Connection, manifest: Manifest) -> None:
         if manifest.connect:
@@ -244,6 +249,7 @@ class Server:
         )
         connection.open(socket)
         self._liveness.add(connection)
+        self._lifecycle.opened(connection)
         accepted.inc()
         try:
             await self._dispatcher.run(connection, socket)
@@ -253,14 +259,6 @@ class Server:
             log.exception("a connection failed", connection_id=connection.id, channel=connection.channel)
             socket.close(CloseCode.INTERNAL, "internal error")
         return socket
-
-    async def _tell_disconnected(self, connection: Connection, socket: Socket | None) -> None:
-        code, reason = (ABNORMAL, "") if socket is None else (socket.close_code, socket.close_reason)
-        payload = msgspec.json.encode({"code": code, "reason": reason})
-        try:
-            await self._calls.run(connection, "disconnect", "$disconnect", payload, self._settings.call_timeout_s)
-        except TrunklineError as error:
-            log.warning("on_disconnect was not handled", connection_id=connection.id, code=error.code)
 
 
 def _is_handshake(request: web.Request) -> bool:

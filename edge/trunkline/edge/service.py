@@ -16,6 +16,7 @@ from trunkline.edge.calls import Calls
 from trunkline.edge.commands import Commands
 from trunkline.edge.dispatch import Dispatcher
 from trunkline.edge.hub import Hub
+from trunkline.edge.lifecycle import Lifecycle
 from trunkline.edge.liveness import Liveness
 from trunkline.edge.manifests import POLL_S, Manifests
 from trunkline.edge.server import Server
@@ -25,8 +26,10 @@ from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import CloseCode
 from trunkline.shared.health import http_url
+from trunkline.shared.lifecycle import Register
 from trunkline.shared.logs import get_logger
 from trunkline.shared.rpc import Answerer, Caller
+from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, every, fail_with
 
@@ -36,13 +39,18 @@ ROLE: Final = "edge"
 WAVES: Final = 20
 """In how many waves a stopping edge closes its connections."""
 
+STREAMS_S: Final = 2.0
+"""JetStream does not answer what it is asked while it elects a leader: a wait ends soonest by asking again soon."""
+LAST_ENDS_S: Final = 5.0
+"""How long a stopping edge writes the ends of its connections; the rest is written for it."""
+
 log = get_logger(__name__)
 
 _decode_notice = msgspec.msgpack.Decoder(wire.Notice).decode
 
 
 class EdgeService:
-    """Terminates sockets. Holds two NATS subscriptions, whatever it serves."""
+    """Terminates sockets. Holds three NATS subscriptions, whatever it serves."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -57,6 +65,8 @@ class EdgeService:
         self._tasks = Tasks(ROLE, fail)
         self._caller = Caller(self._bus, subjects.reply(self.edge_id), ROLE)
         self._answerer = Answerer(self._bus)
+        self._streams = Streams(self._bus, timeout_s=STREAMS_S)
+        register = Register(self._streams, subjects, replicas=settings.bucket_replicas, feed_s=settings.lifecycle_s)
 
         self._hub = Hub(settings.coalesce_s)
         self._liveness = Liveness(settings.ping_s, settings.pong_s)
@@ -81,6 +91,7 @@ class EdgeService:
             settings.call_timeout_s,
         )
         self._commands = Commands(self._hub, subscribing, self._answerer, self._tasks, self._liveness.expire)
+        self._lifecycle = Lifecycle(self._bus, register, subjects, self._tasks, self.edge_id)
         dispatcher = Dispatcher(self._manifests, calls, actions, settings.call_timeout_s)
         self._server = Server(
             settings,
@@ -92,6 +103,7 @@ class EdgeService:
             subscribing,
             dispatcher,
             self._liveness,
+            self._lifecycle,
             self._tasks,
             self._reasons,
         )
@@ -99,6 +111,7 @@ class EdgeService:
             subjects.fan(self.edge_id): self._hub.receive,
             subjects.tops(self.edge_id): self._hub.compare,
             subjects.command(self.edge_id): self._commands.receive,
+            subjects.beat(self.edge_id): self._lifecycle.heard,
         }
 
     @property
@@ -118,8 +131,10 @@ class EdgeService:
         await self._bus.start()
         await self._bus.subscribe(f"{self._subjects.edge(self.edge_id)}.>", self._on_message)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
+        await self._streams.start()
         self._bus.on_reconnect.append(self._attachments.attach_all_again)
         await self._bus.flush()
+        self._lifecycle.start(named=self._settings.edge_id is not None)
         await self._authenticator.start()
         await self._manifests.refresh()
         self._tasks.start(every(POLL_S, self._manifests.poll), "poll the manifests", essential=True)
@@ -136,7 +151,9 @@ class EdgeService:
         await self._close_in_waves()
         await self._server.stop()
         await self._authenticator.stop()
+        await self._lifecycle.stop(min(LAST_ENDS_S, self._settings.stop_timeout_s / 4))
         self._caller.stop()
+        self._streams.stop()
         await self._tasks.close(2.0)
         await self._bus.stop()
 

@@ -21,11 +21,14 @@ __all__ = ["Channel"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONNECT: Final = "$connect"
+CONNECTED: Final = "$connected"
 DISCONNECT: Final = "$disconnect"
 DEFAULT: Final = "$default"
 ACTION_CHARACTERS: Final = 100
 MOST_REPLICAS: Final = 5
 """Of a stream, in JetStream."""
+
+LIFECYCLE_KINDS: Final = frozenset({Kind.CONNECTED, Kind.DISCONNECT})
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
@@ -71,15 +74,18 @@ class Channel:
     at once; what depends on other registrations is checked when a worker starts.
 
     `state` is the type of `ctx.state`, if it is not what `on_connect` returns. `pool` is that of all handlers that name
-    none: `trunkline workers APP --pool NAME` runs the handlers of one pool, so that each can be scaled alone.
+    none: `trunkline workers APP --pool NAME` runs the handlers of one pool, so that each can be scaled alone. `lifecycle`:
+    other services consume the events of connections that come and go (docs/architecture.md); handlers of such events imply
+    it.
     """
 
-    def __init__(self, name: str, *, state: Any = None, pool: str = DEFAULT_POOL) -> None:
+    def __init__(self, name: str, *, state: Any = None, pool: str = DEFAULT_POOL, lifecycle: bool = False) -> None:
         if not _NAME.match(name):
             raise ChannelError(f"channel name {name!r}: use 1 to 64 letters, digits, '-' and '_'")
         self.name = name
         self._pool = _check_pool(pool, repr(self))
         self._state = state
+        self._lifecycle = lifecycle
         self._handlers: dict[tuple[Kind, str], _Handler] = {}
         self._policies: dict[str, _Policy] = {}
         self._resources: dict[Any, Callable[[], Any]] = {}
@@ -98,8 +104,21 @@ class Channel:
         """
         return self._add(_Handler(Kind.CONNECT, CONNECT, function, self._pool), function)
 
+    def on_connected(self, function: F) -> F:
+        """Registers `(ctx)`, called after the socket has opened: at least once, and again later when it raises (other than
+        `Reject`).
+
+        Nobody waits for it: messages may be handled before, and the connection may be gone. Changes of `ctx.state` are lost.
+        """
+        return self._add(_Handler(Kind.CONNECTED, CONNECTED, function, self._pool), function)
+
     def on_disconnect(self, function: F) -> F:
-        """Registers `(ctx, reason: Disconnect)`, called after the connection has ended."""
+        """Registers `(ctx, reason: Disconnect)`, called after an accepted connection has ended, however that happened: at
+        least once, soon, and again later when it raises (other than `Reject`).
+
+        It may run beside `on_connected` of the same connection. When the edge was lost, `ctx.state` is what it was when the
+        connection opened.
+        """
         return self._add(_Handler(Kind.DISCONNECT, DISCONNECT, function, self._pool), function)
 
     def on(
@@ -305,7 +324,7 @@ class Channel:
         return Manifest(
             channel=self.name,
             connect=(Kind.CONNECT, CONNECT) in self._handlers,
-            disconnect=(Kind.DISCONNECT, DISCONNECT) in self._handlers,
+            lifecycle=self._lifecycle or any(kind in LIFECYCLE_KINDS for kind, _ in self._handlers),
             default=(Kind.MESSAGE, DEFAULT) in self._handlers,
             actions={
                 handler.action: _action_entry(handler)

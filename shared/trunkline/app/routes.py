@@ -121,6 +121,8 @@ def _arguments_of(kind: Kind, function: Callable[..., Any], signature: Signature
     if signature.body is None:
         return lambda context, _call: {signature.context: context}
     name, annotation = signature.body
+    if kind is Kind.CONNECTED:
+        raise ChannelError(f"{where(function)}: parameter {name!r}: on_connected gets ctx and resources only")
     if kind is Kind.DISCONNECT:
         if annotation is not Disconnect:
             raise ChannelError(f"{where(function)}: parameter {name!r} of on_disconnect must be a Disconnect")
@@ -179,7 +181,7 @@ Result = Callable[[Context[Any], int, Any], bytes | None]
 def _result_of(kind: Kind, function: Callable[..., Any], signature: Signature) -> Result:
     if kind is Kind.CONNECT:
         return _new_state
-    if kind is Kind.DISCONNECT:
+    if kind in (Kind.CONNECTED, Kind.DISCONNECT):
         return lambda _context, _encoding, _value: None
     if kind is not Kind.MESSAGE:
         if signature.returns not in (bool, UNKNOWN):

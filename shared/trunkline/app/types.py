@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 __all__ = ["Disconnect", "Kind", "Operation"]
@@ -13,6 +13,7 @@ class Kind(StrEnum):
 
     CONNECT = "connect"
     MESSAGE = "message"
+    CONNECTED = "connected"
     DISCONNECT = "disconnect"
     SUBSCRIBE = "subscribe"
     PUBLISH = "publish"
@@ -31,7 +32,12 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Disconnect:
-    """Why a connection ended: the close code and the reason that came with it."""
+    """Why a connection ended: the close code and the reason that came with it, and when (Unix seconds).
+
+    When its edge was lost, the code is 1006 and the reason "edge lost".
+    """
 
     code: int
     reason: str = ""
+    opened_at: float = field(default=0.0, compare=False)
+    at: float = field(default=0.0, compare=False)

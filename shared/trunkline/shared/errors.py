@@ -57,6 +57,7 @@ class CloseCode(IntEnum):
     INTERNAL = 3004
     EXPIRED = 3005
     SLOW = 3008
+    RECONNECT = 3011
     NO_PONG = 3012
     INVALID_TOKEN = 3500
     BAD_REQUEST = 3501

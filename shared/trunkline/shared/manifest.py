@@ -116,12 +116,14 @@ class Manifest(_Entry):
 
     `pool` serves everything but the actions, which say so themselves. `former`: digests of the manifests that this one has
     replaced, the last one first, so that an old worker that starts again does not bring its own back.
+
+    `lifecycle`: somebody wants to know which connections come and go, exactly.
     """
 
     version: int = 1
     channel: str
     connect: bool = False
-    disconnect: bool = False
+    lifecycle: bool = False
     default: bool = False
     actions: Mapping[str, ActionEntry] = {}
     topics: tuple[TopicEntry, ...] = ()

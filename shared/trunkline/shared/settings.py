@@ -72,7 +72,15 @@ class CommonSettings(BaseSettings):
         description="first token of all subjects, streams and buckets, so that clusters can share a NATS",
     )
     bucket_replicas: int = Field(
-        1, ge=1, le=5, description="NATS nodes that keep a new bucket (manifests, claims); 3 in a cluster of three"
+        1,
+        ge=1,
+        le=5,
+        description="NATS nodes that keep new buckets and the lifecycle of connections; 3 in a cluster of three",
+    )
+    lifecycle_s: float = Field(
+        86_400.0,
+        ge=60,
+        description="seconds that lifecycle events are kept for handlers and other services; all roles alike",
     )
     create_streams: bool = Field(
         True,

@@ -27,6 +27,7 @@ API: Final = "$JS.API"
 # Error codes of JetStream (server/errors.json in its source).
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 _NO_MESSAGE: Final = 10037
+_NO_SUCH_SEQUENCE: Final = 10057
 _STREAM_NAME_IN_USE: Final = 10058
 _STREAM_NOT_FOUND: Final = 10059
 _CONSUMER_NOT_FOUND: Final = 10014
@@ -150,9 +151,14 @@ class _Got(msgspec.Struct):
     message: Entry | None = None
 
 
+class _State(msgspec.Struct):
+    subjects: dict[str, int] = {}
+
+
 class _Info(msgspec.Struct):
     error: _Error | None = None
     config: dict[str, Any] = {}
+    state: _State = msgspec.field(default_factory=_State)
 
 
 class _Names(msgspec.Struct):
@@ -247,15 +253,15 @@ class Streams:
         entry: Entry | None = await self._ask(f"{API}.STREAM.MSG.GET.{stream}", request, None, _entry_of)
         return entry
 
-    async def read(self, stream: str, subject: str, limit: int) -> list[Entry]:
-        """Returns the first messages of a subject, at most `limit`, from any replica of a `direct` stream.
+    async def read(self, stream: str, subject: str, limit: int, *, after: int = 0) -> list[Entry]:
+        """Returns the first messages of a subject after a sequence, at most `limit`, from any replica of a `direct` stream.
 
         They are in order and without gaps, but a replica may lack the newest: an append with `expected_last` tells.
         """
         entries: list[Entry] = []
         more = True
         while more and len(entries) < limit:
-            first = entries[-1].sequence + 1 if entries else 1
+            first = entries[-1].sequence + 1 if entries else after + 1
             request = {"next_by_subj": subject, "seq": first, "batch": limit - len(entries), "max_bytes": READ_BYTES}
             future = self._ask(f"{API}.DIRECT.GET.{stream}", _encode(request), None, _nothing)
             waiting = self._waiting.get(self._reply_subject())
@@ -265,6 +271,23 @@ class Streams:
             entries += batch
             more = more and bool(batch)
         return entries
+
+    async def subjects(self, stream: str, pattern: str) -> frozenset[str]:
+        """Returns the subjects of a stream that have a message, from the stream's leader; at most 100,000 of them."""
+        request = _encode({"subjects_filter": pattern})
+        info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream}", request, None, _decode_info)
+        if info.error is not None:
+            raise _error_of(info.error)
+        return frozenset(info.state.subjects)
+
+    # ------------------------------------------------------------------ removing
+
+    async def remove(self, stream: str, sequence: int) -> None:
+        """Removes a message. One that is not there any more is no error."""
+        request = _encode({"seq": sequence, "no_erase": True})
+        info: _Info = await self._ask(f"{API}.STREAM.MSG.DELETE.{stream}", request, None, _decode_info)
+        if info.error is not None and info.error.err_code not in (_NO_MESSAGE, _NO_SUCH_SEQUENCE):
+            raise _error_of(info.error)
 
     # ------------------------------------------------------------------ declaring
 

@@ -82,6 +82,38 @@ class Subjects:
         """Where workers and owners tell an edge what to do with its connections."""
         return f"{self.prefix}.edge.{edge_id}.command"
 
+    def beat(self, edge_id: str) -> str:
+        """Where an edge, `*` for every one, says that it lives."""
+        return f"{self.prefix}.edge.{edge_id}.beat"
+
+    @property
+    def life_stream(self) -> tuple[str, str]:
+        """The register of connections, and the subjects that it captures."""
+        return f"{self.prefix.replace('.', '_')}_LIFE", f"{self.prefix}.life.>"
+
+    def life_of_edge(self, edge_id: str) -> str:
+        """The register's entry of an edge, `*` for every one; those of its connections are below it."""
+        return f"{self.prefix}.life.{edge_id}"
+
+    def life(self, connection_id: str, channel: str) -> str:
+        """The register's entry of a connection."""
+        edge_id, _, name = connection_id.partition(".")
+        return f"{self.prefix}.life.{edge_id}.{channel}.{name}"
+
+    def connection_of_life(self, subject: str) -> tuple[str, str]:
+        """The connection that an entry of the register is of, and its channel."""
+        edge_id, channel, name = subject.removeprefix(f"{self.prefix}.life.").split(".")
+        return f"{edge_id}.{name}", channel
+
+    @property
+    def lifecycle_stream(self) -> tuple[str, str]:
+        """The stream of lifecycle events, and the subjects that it captures."""
+        return f"{self.prefix.replace('.', '_')}_LIFECYCLE", f"{self.prefix}.lifecycle.>"
+
+    def lifecycle(self, channel: str, event: str, connection_id: str) -> str:
+        """Where it is told, once, that a connection is `connected`, `disconnected` or `resumed`; `>` for all connections."""
+        return f"{self.prefix}.lifecycle.{channel}.{event}.{connection_id}"
+
     def reply(self, edge_id: str) -> str:
         """The inbox of an edge's own requests (a further token numbers the batch)."""
         return f"{self.prefix}.edge.{edge_id}.reply"

@@ -29,6 +29,7 @@ __all__ = [
     "Close",
     "Command",
     "Detach",
+    "EdgeBeat",
     "Encoding",
     "Failure",
     "Fan",
@@ -380,6 +381,22 @@ class Beat(msgspec.Struct, array_like=True, gc=False):
     sent_at: float
     leaving: bool
     changed: bool
+
+
+# ------------------------------------------------------------------------------------------------ edges → everybody
+
+
+class EdgeBeat(msgspec.Struct, array_like=True, gc=False):
+    """An edge lives; published to its `beat` subject, where it hears itself, and so do all subscription services.
+
+    `sent_at` is a time of the sender's own clock. `leaving`: it has stopped, and this was its last beat. An instance of the
+    subscription service, which proves to itself in the same way that it hears, sends `edge_id` None.
+    """
+
+    version: int
+    edge_id: str | None
+    sent_at: float
+    leaving: bool = False
 
 
 def decode_error(error: msgspec.MsgspecError, what: str) -> TrunklineError:

@@ -21,6 +21,7 @@ from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message, Subscription
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.health import HealthServer
+from trunkline.shared.lifecycle import Register
 from trunkline.shared.logs import get_logger
 from trunkline.shared.manifest import BUCKET, read_manifests
 from trunkline.shared.metrics import drops
@@ -37,6 +38,7 @@ from trunkline.subscriptions.owner import Owner
 from trunkline.subscriptions.ownership import Ownership
 from trunkline.subscriptions.settings import SubscriptionSettings
 from trunkline.subscriptions.topic import Settle, Topic
+from trunkline.subscriptions.undertaker import Undertaker
 
 __all__ = ["SubscriptionService"]
 
@@ -98,6 +100,16 @@ class SubscriptionService:
             silence_s=settings.silence_s,
             replicas=settings.replicas,
         )
+        self.undertaker = Undertaker(
+            self._bus,
+            Register(self._streams, self._subjects, replicas=settings.bucket_replicas, feed_s=settings.lifecycle_s),
+            self._subjects,
+            self._tasks,
+            self.instance,
+            lambda edge_id: partition_of(edge_id) in self._ownership.terms and self._ownership.trusted,
+            silence_s=settings.edge_silence_s,
+            per_second=settings.burials_per_s,
+        )
         self._owner: Owner
         self._log: TopicLog
         self._outsiders: Subscription | None = None
@@ -137,6 +149,7 @@ class SubscriptionService:
         await self._read_manifests()
         self._tasks.start(every(SWEEP_S, self._sweep), "sweep", essential=True)
         await self._ownership.start(START_S)
+        await self.undertaker.start()
         self._outsiders = await self._bus.subscribe(self._subjects.publish_all, self._gateway.receive, queue=ROLE)
         await self._bus.flush()
 
@@ -173,6 +186,7 @@ class SubscriptionService:
             self._subscriptions[partition] = await self._bus.subscribe(subject, self._on_requests)
         await self._bus.flush()
         self._announce(terms)
+        self.undertaker.look_again()
 
     async def settle(self, partitions: Collection[int]) -> None:
         """See `Holder`."""

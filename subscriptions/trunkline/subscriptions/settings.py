@@ -19,6 +19,12 @@ class SubscriptionSettings(RoleSettings, role="subscriptions"):
     edge_timeout_s: float = Field(
         10.0, gt=0, description="seconds of silence after which an edge gets no more publications until it attaches again"
     )
+    edge_silence_s: float = Field(
+        2.5, ge=1, le=60, description="seconds of silence after which an edge is lost, and its connections are ended for it"
+    )
+    burials_per_s: float = Field(
+        2000.0, gt=0, description="connections of lost edges that are ended, and told to workers, per second"
+    )
     topic_idle_s: float = Field(
         300.0, gt=0, description="seconds after which an ephemeral topic that nobody uses is forgotten"
     )

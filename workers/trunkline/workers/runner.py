@@ -1,4 +1,4 @@
-"""Runs calls: a bounded backlog, and a fixed number of slots that work it off.
+"""Runs calls: a bounded backlog, and a fixed number of slots that work it off. Events run in the same way.
 
 A call costs no task and no queue of its own. Slots are long-lived tasks; when none has to wait for anything, one of
 them handles a whole batch.
@@ -27,7 +27,7 @@ from trunkline.shared.rpc import Answerer
 from trunkline.shared.tasks import Tasks
 from trunkline.workers.isolation import DeadlineError, isolated
 
-__all__ = ["Endpoint", "Runner"]
+__all__ = ["Endpoint", "Runner", "Work"]
 
 FAIR_CALLS: Final = 32
 """Calls that a slot may handle before it lets the rest of the process run."""
@@ -42,9 +42,9 @@ latency = Histogram(
     ["channel", "kind", "action"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
-slots_busy = Gauge("trunkline_slots_busy", "Slots that handle a call now.")
-backlog_calls = Gauge("trunkline_backlog_calls", "Calls that wait for a slot.")
-backlog_bytes = Gauge("trunkline_backlog_bytes", "Bytes of calls that wait for a slot.")
+slots_busy = Gauge("trunkline_slots_busy", "Slots that handle something now: calls, or events.", ["of"])
+backlog_calls = Gauge("trunkline_backlog_calls", "Calls (or events) that wait for a slot.", ["of"])
+backlog_bytes = Gauge("trunkline_backlog_bytes", "Bytes of calls (or events) that wait for a slot.", ["of"])
 
 _decode_requests = msgspec.msgpack.Decoder(wire.Requests).decode
 _decode_call = msgspec.msgpack.Decoder(wire.Call).decode
@@ -71,21 +71,68 @@ class Endpoint:
         counter.inc()
 
 
-class _Waiting:
+class Work:
+    """What waits for a slot, and is told what came of it, once."""
+
+    __slots__ = ("arrived_at", "endpoint", "size_bytes")
+
+    def __init__(self, endpoint: Endpoint, arrived_at: float, size_bytes: int) -> None:
+        self.endpoint = endpoint
+        self.arrived_at = arrived_at
+        self.size_bytes = size_bytes
+
+    def call(self) -> wire.Call:
+        """What is to be handled. Raises `msgspec.MsgspecError`."""
+        raise NotImplementedError
+
+    def environment(self, shared: Environment) -> Environment:
+        """What the handler runs in."""
+        return shared
+
+    def begin(self) -> dict[str, object]:
+        """Called before the handler. Returns what lines in the log are to say besides the call."""
+        return {}
+
+    def succeed(self, result: wire.CallResult) -> None:
+        """The handler returned."""
+        raise NotImplementedError
+
+    def fail(self, error: TrunklineError, cause: BaseException) -> None:
+        """The handler raised `cause`, or was not even called; `error` is what a client may be told."""
+        raise NotImplementedError
+
+    def cut_off(self, error: TrunklineError) -> None:
+        """The worker stops before the handler ended, or began."""
+        raise NotImplementedError
+
+
+class _Asked(Work):
     """A call in the backlog."""
 
-    __slots__ = ("arrived_at", "body", "endpoint", "reply", "request_id")
+    __slots__ = ("_answerer", "_body", "_reply", "_request_id")
 
-    def __init__(self, endpoint: Endpoint, request: wire.Request, reply: str, arrived_at: float) -> None:
-        self.endpoint = endpoint
-        self.request_id = request.id
-        self.body = request.body
-        self.reply = reply
-        self.arrived_at = arrived_at
+    def __init__(self, endpoint: Endpoint, request: wire.Request, reply: str, arrived_at: float, answerer: Answerer) -> None:
+        super().__init__(endpoint, arrived_at, len(memoryview(request.body)))
+        self._request_id = request.id
+        self._body = request.body
+        self._reply = reply
+        self._answerer = answerer
+
+    def call(self) -> wire.Call:
+        return _decode_call(self._body)
+
+    def succeed(self, result: wire.CallResult) -> None:
+        self._answerer.answer(self._reply, self._request_id, wire.result(result))
+
+    def fail(self, error: TrunklineError, cause: BaseException) -> None:
+        self._answerer.fail(self._reply, self._request_id, error)
+
+    def cut_off(self, error: TrunklineError) -> None:
+        self._answerer.fail(self._reply, self._request_id, error)
 
 
 class Runner:
-    """Takes batches of calls, and answers every call exactly once."""
+    """Takes batches of calls, and answers every call exactly once. `of` names what it runs, in metrics."""
 
     def __init__(
         self,
@@ -96,6 +143,7 @@ class Runner:
         most_calls: int,
         most_bytes: int,
         timeout_s: float,
+        of: str = "calls",
     ) -> None:
         self._answerer = answerer
         self._tasks = tasks
@@ -104,7 +152,7 @@ class Runner:
         self._most_bytes = most_bytes
         self._timeout_s = timeout_s
         self._environment: Environment | None = None
-        self._backlog: deque[_Waiting] = deque()
+        self._backlog: deque[Work] = deque()
         self._backlog_bytes = 0
         self._busy = 0
         self._idle: list[asyncio.Future[None]] = []
@@ -115,9 +163,9 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._refused = drops.labels("workers", "backlog full")
         self._expired = drops.labels("workers", "call expired in the backlog")
-        slots_busy.set_function(lambda: self._busy)
-        backlog_calls.set_function(lambda: len(self._backlog))
-        backlog_bytes.set_function(lambda: self._backlog_bytes)
+        slots_busy.labels(of).set_function(lambda: self._busy)
+        backlog_calls.labels(of).set_function(lambda: len(self._backlog))
+        backlog_bytes.labels(of).set_function(lambda: self._backlog_bytes)
 
     def start(self, environment: Environment) -> None:
         """Starts the slots."""
@@ -140,8 +188,14 @@ class Runner:
                 error = TrunklineError(ErrorCode.OVERLOADED, "too many calls wait; try again", retry_after_s=RETRY_AFTER_S)
                 self._answerer.fail(message.reply, request.id, error)
                 continue
-            self._backlog.append(_Waiting(endpoint, request, message.reply, arrived_at))
+            self._backlog.append(_Asked(endpoint, request, message.reply, arrived_at, self._answerer))
             self._backlog_bytes += size_bytes
+        self._wake()
+
+    def put(self, work: Work) -> None:
+        """Takes work whose amount somebody else bounds."""
+        self._backlog.append(work)
+        self._backlog_bytes += work.size_bytes
         self._wake()
 
     async def finish(self, timeout_s: float) -> None:
@@ -159,8 +213,7 @@ class Runner:
         self._cutting_off = True
         await self._tasks.close(1.0)
         while self._backlog:
-            waiting = self._backlog.popleft()
-            self._fail(waiting, _stopping())
+            self._cut_off(self._backlog.popleft())
 
     # ------------------------------------------------------------------ slots
 
@@ -176,12 +229,12 @@ class Runner:
         while True:
             while not self._backlog:
                 await self._sleep()
-            waiting = self._backlog.popleft()
-            self._backlog_bytes -= len(memoryview(waiting.body))
+            work = self._backlog.popleft()
+            self._backlog_bytes -= work.size_bytes
             self._wake()
             self._busy += 1
             try:
-                await self._handle(waiting, environment)
+                await self._handle(work, environment)
             finally:
                 self._busy -= 1
                 self._note_finished()
@@ -208,42 +261,52 @@ class Runner:
 
     # ------------------------------------------------------------------ one call
 
-    async def _handle(self, waiting: _Waiting, environment: Environment) -> None:
-        endpoint = waiting.endpoint
+    async def _handle(self, work: Work, environment: Environment) -> None:
+        endpoint = work.endpoint
         try:
-            call = _decode_call(waiting.body)
+            call = work.call()
         except msgspec.MsgspecError as error:
-            self._fail(waiting, wire.decode_error(error, "call"))
+            self._fail(work, wire.decode_error(error, "call"), error)
             return
         now = self._loop.time()
-        deadline = min(waiting.arrived_at + call.timeout_s, now + endpoint.timeout_s)
+        deadline = min(work.arrived_at + call.timeout_s, now + endpoint.timeout_s)
         if deadline <= now:
             self._expired.inc()
-            self._fail(waiting, _late())
+            late = _late()
+            self._fail(work, late, late)
             return
+        labels = work.begin()
         try:
-            result = await isolated(endpoint.route(call, environment), deadline)
+            result = await isolated(endpoint.route(call, work.environment(environment)), deadline)
         except TrunklineError as error:
-            self._fail(waiting, error)
-        except DeadlineError:
-            self._fail(waiting, _late())
+            self._fail(work, error, error)
+        except DeadlineError as error:
+            self._fail(work, _late(), error)
         except GeneratorExit:  # the event loop is going away under this task
             raise
         except BaseException as error:  # whatever a handler does, its caller gets an answer
             if isinstance(error, asyncio.CancelledError) and self._cutting_off:
-                self._fail(waiting, _stopping())
+                self._cut_off(work)
                 raise
-            self._fail(waiting, _unexpected(error, call))
+            self._fail(work, _unexpected(error, call, labels), error)
         else:
-            self._answerer.answer(waiting.reply, waiting.request_id, wire.result(result))
+            work.succeed(result)
             endpoint.count("ok")
-            endpoint.observe(self._loop.time() - waiting.arrived_at)
+            endpoint.observe(self._loop.time() - work.arrived_at)
 
-    def _fail(self, waiting: _Waiting, error: TrunklineError) -> None:
-        self._answerer.fail(waiting.reply, waiting.request_id, error)
+    def _fail(self, work: Work, error: TrunklineError, cause: BaseException) -> None:
+        work.fail(error, cause)
+        self._count(work, error)
+
+    def _cut_off(self, work: Work) -> None:
+        error = _stopping()
+        work.cut_off(error)
+        self._count(work, error)
+
+    def _count(self, work: Work, error: TrunklineError) -> None:
         known = error.code in _codes and not isinstance(error, Reject)
-        waiting.endpoint.count(error.code if known else ErrorCode.REJECTED.code)
-        waiting.endpoint.observe(self._loop.time() - waiting.arrived_at)
+        work.endpoint.count(error.code if known else ErrorCode.REJECTED.code)
+        work.endpoint.observe(self._loop.time() - work.arrived_at)
 
 
 async def _take_cancellation(task: asyncio.Task[None]) -> None:
@@ -262,7 +325,7 @@ def _stopping() -> TrunklineError:
     return TrunklineError(ErrorCode.UNAVAILABLE, "the worker stopped before the handler ended", retry_after_s=RETRY_AFTER_S)
 
 
-def _unexpected(error: BaseException, call: wire.Call) -> TrunklineError:
+def _unexpected(error: BaseException, call: wire.Call, labels: dict[str, object]) -> TrunklineError:
     """The client gets a number to quote, the log gets the rest: an exception's text may hold anything."""
     error_id = secrets.token_hex(6)
     log.error(
@@ -273,5 +336,6 @@ def _unexpected(error: BaseException, call: wire.Call) -> TrunklineError:
         action=call.action,
         connection_id=call.connection_id,
         exc_info=error,
+        **labels,
     )
     return TrunklineError(ErrorCode.INTERNAL, f"internal error {error_id}", detail={"error_id": error_id})

@@ -16,12 +16,15 @@ from trunkline.app.resources import Resources, shared_resources
 from trunkline.app.routes import Route
 from trunkline.shared.bus import Bus, Subscription
 from trunkline.shared.health import HealthServer
+from trunkline.shared.lifecycle import Register
 from trunkline.shared.logs import get_logger
 from trunkline.shared.rpc import Answerer, Caller
+from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.workers.announcing import Announcing
 from trunkline.workers.effects import BusEffects
+from trunkline.workers.lifecycle import EVENTS, LifecycleEvents
 from trunkline.workers.runner import Runner
 from trunkline.workers.settings import WorkerSettings
 
@@ -59,6 +62,9 @@ class WorkerService:
         )
         self._announcing = Announcing(self._bus, self._caller, self._answerer, self._subjects)
         self._tasks = Tasks(ROLE, fail)
+        self._streams = Streams(self._bus)
+        register = Register(self._streams, self._subjects, replicas=settings.bucket_replicas, feed_s=settings.lifecycle_s)
+        self._lifecycle = LifecycleEvents(self._bus, self._streams, register, self._subjects, self._runner)
         self._resource_tasks = Tasks("resources", fail)
         self._resources: Resources | None = None
         self._executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="handler")
@@ -86,9 +92,14 @@ class WorkerService:
         effects = BusEffects(self._bus, self._caller, self._subjects)
         self._runner.start(Environment(effects, resources, self._executor))
         for route in routes:
+            if route.kind in EVENTS:
+                continue
             subject = self._subjects.call(route.channel, route.kind.value, route.action)
             take = functools.partial(self._runner.take, self._runner.endpoint(route))
             self._subscriptions.append(await self._bus.subscribe(subject, take, queue=ROLE))
+        await self._streams.start()
+        # The manifest, which makes edges write events, is for all pools.
+        await self._lifecycle.start(_routes_of(channels, []), routes, self._settings.slots)
         await self._bus.flush()
         self._subscriptions += await self._announcing.start(channels)
         self._tasks.start(self._announcing.run(), "compare manifests", essential=True)
@@ -107,6 +118,7 @@ class WorkerService:
         await self._drain()
         await self._runner.finish(self._settings.stop_timeout_s * FINISH_SHARE)
         self._answerer.flush()
+        self._streams.stop()
         self._caller.stop()
         if self._resources is not None:
             await self._resources.close(CLOSE_TIMEOUT_S)
@@ -118,6 +130,7 @@ class WorkerService:
     async def _drain(self) -> None:
         if not self._bus.connected:
             return  # nothing comes any more
+        await self._lifecycle.drain(CLOSE_TIMEOUT_S)
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await asyncio.gather(*(subscription.drain() for subscription in self._subscriptions))
