@@ -71,8 +71,8 @@ class Life(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A message of the feed, as JSON. Times are Unix seconds. `state` is the connection's last known state, `claims` those
-    of its token. `code` and `reason` tell how the socket was closed."""
+    """A message of the feed, as JSON without the fields that have no value. Times are Unix seconds. `state` is the
+    connection's last known state, `claims` those of its token. `code` and `reason` tell how the socket was closed."""
 
     version: int
     event: str
