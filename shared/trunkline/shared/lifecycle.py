@@ -31,7 +31,9 @@ __all__ = [
     "Event",
     "Life",
     "Register",
+    "Registered",
     "decode_event",
+    "lifecycle_streams",
 ]
 
 VERSION: Final = 1
@@ -100,6 +102,16 @@ class Registered(msgspec.Struct, frozen=True):
     life: Life
 
 
+def lifecycle_streams(subjects: Subjects, replicas: int, feed_s: float) -> list[Stream]:
+    """Returns the register and the feed, which keeps events for `feed_s` seconds."""
+    register, registered = subjects.life_stream
+    feed, told = subjects.lifecycle_stream
+    return [
+        Stream(name=register, subjects=[registered], max_messages_per_subject=1, replicas=replicas, direct=True),
+        Stream(name=feed, subjects=[told], max_age_s=feed_s, replicas=replicas),
+    ]
+
+
 class Register:
     """The register and the feed. Every method may raise `TrunklineError`; then it is unknown what was done, and the same
     call can be made again."""
@@ -107,24 +119,14 @@ class Register:
     def __init__(self, streams: Streams, subjects: Subjects, *, replicas: int, feed_s: float) -> None:
         self._streams = streams
         self._subjects = subjects
-        self._replicas = replicas
+        self._declared = lifecycle_streams(subjects, replicas, feed_s)
         self._feed_s = feed_s
         self._stream = subjects.life_stream[0]
 
     async def declare(self) -> None:
         """Creates both streams, or changes what differs."""
-        name, captured = self._subjects.life_stream
-        await self._streams.ensure_stream(
-            Stream(name=name, subjects=[captured], max_messages_per_subject=1, replicas=self._replicas, direct=True)
-        )
-        await self.declare_feed()
-
-    async def declare_feed(self) -> None:
-        """Creates the stream of events, or changes what differs."""
-        name, captured = self._subjects.lifecycle_stream
-        await self._streams.ensure_stream(
-            Stream(name=name, subjects=[captured], max_age_s=self._feed_s, replicas=self._replicas)
-        )
+        for stream in self._declared:
+            await self._streams.ensure_stream(stream)
 
     # ------------------------------------------------------------------ edges
 

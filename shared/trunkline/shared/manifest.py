@@ -147,7 +147,7 @@ class Manifest(_Entry):
     def pools(self) -> frozenset[str]:
         """All pools that a handler of this channel is in."""
         pools = {action.pool for action in self.actions.values()}
-        if self.connect or self.disconnect or self.default or self.topics:
+        if self.connect or self.lifecycle or self.default or self.topics:
             pools.add(self.pool)
         return frozenset(pools)
 

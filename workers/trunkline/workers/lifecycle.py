@@ -133,7 +133,7 @@ class LifecycleEvents:
         handlers = [route for route in all_routes if route.kind in EVENTS]
         if not handlers:
             return
-        await self._register.declare_feed()
+        await self._register.declare()
         stream, _ = self._subjects.lifecycle_stream
         for route in handlers:
             event = EVENTS[route.kind]

@@ -1,0 +1,142 @@
+"""Lifecycle events from the feed to their handlers, on a real NATS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from tests.support.nats import NatsServer, eventually, nats_server
+
+from trunkline.app import Channel, Context, Disconnect, Reject
+from trunkline.shared.bus import Bus
+from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, Life, Register
+from trunkline.shared.settings import CommonSettings
+from trunkline.shared.streams import Streams
+from trunkline.shared.subjects import Subjects
+from trunkline.workers.service import WorkerService
+from trunkline.workers.settings import WorkerSettings
+
+SUBJECTS = Subjects()
+
+
+class Edge:
+    """Whoever writes the feed."""
+
+    def __init__(self, nats: NatsServer) -> None:
+        settings = CommonSettings(nats_url=nats.url)
+        self.bus = Bus(settings, "test", "edge", lambda error: None)
+        self.streams = Streams(self.bus)
+        self.register = Register(self.streams, SUBJECTS, replicas=1, feed_s=settings.lifecycle_s)
+
+    async def tell(self, connection_id: str, **what: Any) -> None:
+        life = Life(1, CONNECTED, time.time(), **what)
+        await self.register.tell(CONNECTED, connection_id, "chat", life)
+        await self.register.tell(DISCONNECTED, connection_id, "chat", life.ended(1000, "bye", time.time()))
+
+
+@pytest.fixture
+async def nats() -> AsyncIterator[NatsServer]:
+    async with nats_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def edge(nats: NatsServer) -> AsyncIterator[Edge]:
+    edge = Edge(nats)
+    await edge.bus.start()
+    await edge.streams.start()
+    yield edge
+    edge.streams.stop()
+    await edge.bus.stop()
+
+
+@asynccontextmanager
+async def worker(nats: NatsServer, chat: Channel, **settings: Any) -> AsyncIterator[WorkerService]:
+    service = WorkerService(WorkerSettings(nats_url=nats.url, health_port=-1, **settings), [chat])
+    try:
+        await service.start()
+        yield service
+    finally:
+        await service.stop()
+    assert not service.failed.done()
+
+
+def counting(gone: list[tuple[str, str | None, Any, Any]], **options: Any) -> Channel:
+    chat = Channel("chat", state=dict[str, int], **options)
+
+    @chat.on_disconnect
+    async def bye(ctx: Context, reason: Disconnect) -> None:
+        assert reason == Disconnect(1000, "bye")
+        gone.append((ctx.connection_id, ctx.user, ctx.state, ctx.claims))
+
+    @chat.on("heavy", pool="heavy")
+    async def heavy(ctx: Context) -> None: ...
+
+    return chat
+
+
+async def test_workers_share_the_events(nats: NatsServer, edge: Edge) -> None:
+    gone: list[Any] = []
+    async with worker(nats, counting(gone)), worker(nats, counting(gone)):
+        for number in range(20):
+            await edge.tell(f"e.c{number}", user="ada", claims=b'{"sub":"ada"}', state=b'{"room":1}')
+        await eventually(lambda: len(gone) >= 20)
+    assert sorted(gone) == sorted((f"e.c{n}", "ada", {"room": 1}, {"sub": "ada"}) for n in range(20))
+
+
+async def test_an_event_without_user_and_state(nats: NatsServer, edge: Edge) -> None:
+    gone: list[Any] = []
+    async with worker(nats, counting(gone)):
+        await edge.tell("e.c")
+        await eventually(lambda: gone)
+    assert gone[0][1] is None
+    assert gone[0][3] == {}
+
+
+async def test_events_wait_for_a_worker_of_their_pool(nats: NatsServer, edge: Edge) -> None:
+    """A worker of another pool has announced the channel, so that edges write events already."""
+    gone: list[Any] = []
+    async with worker(nats, counting(gone), pool=["heavy"]):
+        await edge.tell("e.c")
+        await edge.tell("e.d")
+    assert gone == []
+    async with worker(nats, counting(gone), pool=["default"]):
+        await eventually(lambda: len(gone) == 2)
+
+
+async def test_what_fails_each_time_is_given_up_loudly(
+    nats: NatsServer, edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trunkline.workers.lifecycle.ATTEMPTS", 3)
+    monkeypatch.setattr("trunkline.workers.lifecycle.AGAIN_S", 0.01)
+    chat = Channel("chat")
+    seen: list[str] = []
+
+    @chat.on_disconnect
+    async def bye(ctx: Context, reason: Disconnect) -> None:
+        seen.append(ctx.connection_id)
+        if ctx.connection_id == "e.rejected":
+            raise Reject("why should I care")
+        if ctx.connection_id == "e.poison":
+            raise RuntimeError("never")
+
+    with capture_logs() as logs:
+        async with worker(nats, chat):
+            await edge.tell("e.rejected")
+            await edge.tell("e.poison")
+            await edge.tell("e.good")
+            await eventually(lambda: any(line["event"] == "a lifecycle event is given up" for line in logs))
+    assert sorted(seen) == ["e.good", "e.poison", "e.poison", "e.poison", "e.rejected"]
+
+
+async def test_what_cannot_be_read_holds_nothing_up(nats: NatsServer, edge: Edge) -> None:
+    gone: list[Any] = []
+    async with worker(nats, counting(gone)):
+        await edge.streams.append(SUBJECTS.lifecycle("chat", DISCONNECTED, "e.c"), b"?")
+        await edge.tell("e.d")
+        await eventually(lambda: gone)
+    assert [each[0] for each in gone] == ["e.d"]
