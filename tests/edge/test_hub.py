@@ -86,6 +86,27 @@ async def flushed() -> None:
         await asyncio.sleep(0)
 
 
+async def test_what_came_because_of_the_first_subscriber_is_not_before_it(hub: Hub) -> None:
+    """A subscription function starts with the first subscriber, and may publish before that one has its answer."""
+    first, first_socket = client(hub, "first")
+    hub.receive(fan(batch(5, 6)))
+    assert hub.subscribe(first, hub.topics[NAME], at_top=False) == Position(4, "e")
+    second, second_socket = client(hub, "second")
+    assert hub.subscribe(second, hub.topics[NAME], at_top=False) == Position(6, "e")
+    hub.receive(fan(batch(7, 7)))
+    await flushed()
+    assert first_socket.offsets == [5, 6, 7]
+    assert second_socket.offsets == [7]
+
+
+async def test_who_comes_with_a_position_starts_at_the_top(hub: Hub) -> None:
+    first, socket = client(hub, "first")
+    hub.receive(fan(batch(5, 6)))
+    assert hub.subscribe(first, hub.topics[NAME]) == Position(6, "e")
+    await flushed()
+    assert socket.frames == []
+
+
 async def test_a_batch_is_one_write_to_each_connection(hub: Hub) -> None:
     clients = [client(hub, str(number)) for number in range(3)]
     for connection, _ in clients:

@@ -86,11 +86,19 @@ class Hub:
             topics_attached.set(len(self.topics))
         return audience
 
-    def subscribe(self, connection: Connection, audience: Audience) -> Position:
+    def subscribe(self, connection: Connection, audience: Audience, *, at_top: bool = True) -> Position:
         """Adds a subscriber. It hears everything after the returned position, and nothing up to it.
+
+        `at_top`: it starts where the topic is now. Otherwise the first one here starts where the owner attached this edge:
+        what a subscription function publishes because of this subscriber may be here already.
 
         The caller writes the reply before it gives up control: no flush can come between.
         """
+        first = audience.told[0] if audience.told else None
+        if not at_top and not audience.subscribers and not audience.catching_up and isinstance(first, Publication):
+            audience.subscribers[connection.adapter] = {connection}
+            connection.topics.add(audience.sequence.name)
+            return Position(first.offset - 1, audience.sequence.epoch)
         self._write(audience)  # what others have yet to hear lies before the new subscriber's position
         audience.subscribers.setdefault(connection.adapter, set()).add(connection)
         connection.topics.add(audience.sequence.name)

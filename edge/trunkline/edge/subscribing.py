@@ -95,7 +95,7 @@ class Subscribing:
         if connection.id not in self._hub.connections:
             self._attachments.drop_if_unused(audience)
             raise TrunklineError(ErrorCode.GONE, "the connection is closed")
-        position = self._hub.subscribe(connection, audience)
+        position = self._hub.subscribe(connection, audience, at_top=since is not None or audience.sequence.cached)
         if missed is not None:
             return Subscribed(position, True, missed)
         return Subscribed(position, None if since is None else False, audience.sequence.last)

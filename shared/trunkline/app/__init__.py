@@ -3,6 +3,7 @@
 from trunkline.app.channel import Channel
 from trunkline.app.context import Connection, Context
 from trunkline.app.errors import ChannelError, Reject
+from trunkline.app.feeds import TopicFeed
 from trunkline.app.routes import Next
 from trunkline.app.types import Disconnect, Kind, Operation
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
@@ -21,5 +22,6 @@ __all__ = [
     "Operation",
     "Position",
     "Reject",
+    "TopicFeed",
     "TrunklineError",
 ]

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic.errors import PydanticUserError
 
 from trunkline.app.errors import ChannelError, where
+from trunkline.app.feeds import SubscriptionFunction, TopicFeed, check_generator
 from trunkline.app.routes import Middleware, Route
 from trunkline.app.signatures import UNKNOWN, Signature, adapter_of, read_signature, resource_type, without_none
 from trunkline.app.state import StateCodec
@@ -65,6 +66,15 @@ class _Policy:
         self.signature = Signature()
 
 
+class _Feed:
+    __slots__ = ("function", "linger_s", "pattern")
+
+    def __init__(self, pattern: TopicPattern, function: Callable[..., Any], linger_s: float) -> None:
+        self.pattern = pattern
+        self.function = function
+        self.linger_s = linger_s
+
+
 class Channel:
     """A WebSocket endpoint, `/ws/<name>`, with its handlers.
 
@@ -88,6 +98,8 @@ class Channel:
         self._lifecycle = lifecycle
         self._handlers: dict[tuple[Kind, str], _Handler] = {}
         self._policies: dict[str, _Policy] = {}
+        self._feeds: dict[str, _Feed] = {}
+        self._subscription_functions: list[SubscriptionFunction] = []
         self._resources: dict[Any, Callable[[], Any]] = {}
         self._middleware: list[Middleware] = []
         self._routes: list[Route] | None = None
@@ -163,10 +175,7 @@ class Channel:
         where they survive as long as one of these nodes runs. With `cache`, whoever subscribes gets the last publication at
         once. `presence` lets members be listed.
         """
-        try:
-            compiled = TopicPattern(pattern)
-        except ValueError as error:
-            raise ChannelError(f"{self}: topic pattern {pattern!r}: {error}") from None
+        compiled = self._compile(pattern)
         if history < 0 or (ttl is not None and ttl <= 0):
             raise ChannelError(f"{self}: topic pattern {pattern!r}: history must not be negative, ttl more than 0")
         if cache and not history:
@@ -196,11 +205,38 @@ class Channel:
 
         return register
 
+    def subscription(self, pattern: str, *, linger: float = 10.0) -> Callable[[F], F]:
+        """Registers the subscription function `async (topic: TopicFeed, …) -> AsyncIterator[T]` of a pattern's topics.
+
+        The subscription service runs it once per topic in the whole cluster, from the first subscriber until `linger`
+        seconds after the last; what it yields is published. The pattern's parameters come by name, validated by their types.
+        It does not open the topics: a `topic` policy of this channel says who may subscribe, and how much history they have.
+
+        When it raises it is started again, later each time (0.2 s to 30 s). When it returns, it is done until nobody
+        listens and somebody comes again. When it is closed it is cancelled where it waits, and its `finally` has
+        `function_close_s` seconds.
+        """
+        compiled = self._compile(pattern)
+        if linger < 0:
+            raise ChannelError(f"{self}: topic pattern {pattern!r}: linger must not be negative")
+
+        def register(function: F) -> F:
+            self._open(function)
+            check_generator(function)
+            before = self._feeds.get(pattern)
+            if before is not None:
+                raise ChannelError(f"{where(function)}: {pattern!r} is fed already: {where(before.function)}")
+            self._feeds[pattern] = _Feed(compiled, function, linger)
+            return function
+
+        return register
+
     def resource(self, function: F) -> F:
         """Registers an `async def () -> AsyncIterator[T]` that yields once.
 
         Every worker process opens it at start, hands what it yields to handlers with a parameter of type T, and closes it
-        when it stops. A generator that several channels register is opened once.
+        when it stops; so does the subscription service, if one of its functions wants it. A generator that several channels
+        register is opened once.
         """
         self._open(function)
         kind = resource_type(function)
@@ -234,11 +270,17 @@ class Channel:
         self._handlers[handler.kind, handler.action] = handler
         return function
 
+    def _compile(self, pattern: str) -> TopicPattern:
+        try:
+            return TopicPattern(pattern)
+        except ValueError as error:
+            raise ChannelError(f"{self}: topic pattern {pattern!r}: {error}") from None
+
     def _open(self, function: Callable[..., Any]) -> None:
         if self._routes is not None:
             raise ChannelError(f"{where(function)}: {self} has started and takes no more registrations")
 
-    # ------------------------------------------------------------------ what workers read
+    # ------------------------------------------------------------------ what those read who run it
 
     @property
     def resources(self) -> Mapping[Any, Callable[[], Any]]:
@@ -256,13 +298,14 @@ class Channel:
         return self._routes
 
     def _build(self) -> list[Route]:
-        if not self._handlers and not self._policies:
+        if not self._handlers and not self._policies and not self._feeds:
             raise ChannelError(f"{self} has no handlers; register one with @channel.on(action)")
         types = tuple(self._resources)
         for handler in self._handlers.values():
             handler.signature = read_signature(handler.function, types)
         for policy in self._policies.values():
             policy.signature = read_signature(policy.function, types, policy.pattern.names)
+        self._subscription_functions = [self._build_feed(feed, types) for feed in self._feeds.values()]
         states = self._state_codec()
         routes = [
             Route(
@@ -295,6 +338,16 @@ class Channel:
             ]
         return routes
 
+    def _build_feed(self, feed: _Feed, types: tuple[Any, ...]) -> SubscriptionFunction:
+        signature = read_signature(feed.function, types, feed.pattern.names, subject=TopicFeed)
+        if not any(policy.pattern.match(feed.pattern.example) for policy in self._policies.values()):
+            pattern = feed.pattern.pattern
+            raise ChannelError(
+                f"{where(feed.function)}: no topic policy of {self} covers {pattern!r}, so nobody could subscribe; add one "
+                f"with @channel.topic({pattern!r}); it returns True for who may (False, if only ctx.subscribe shall)"
+            )
+        return SubscriptionFunction(self.name, feed.pattern, feed.linger_s, feed.function, signature)
+
     def _state_codec(self) -> StateCodec:
         connect = self._handlers.get((Kind.CONNECT, CONNECT))
         returned = None
@@ -318,6 +371,12 @@ class Channel:
             raise ChannelError(f"{self}: the state's type {state} is nothing that pydantic can handle") from error
 
     @property
+    def subscription_functions(self) -> list[SubscriptionFunction]:
+        """What feeds topics, in the order of declaration. Builds the routes if need be."""
+        self.routes  # noqa: B018  # everything is built there
+        return self._subscription_functions
+
+    @property
     def manifest(self) -> Manifest:
         """What edges need to know. Builds the routes if need be."""
         self.routes  # noqa: B018  # the signatures are read there
@@ -333,6 +392,7 @@ class Channel:
             },
             topics=tuple(policy.entry for policy in self._policies.values()),
             pool=self._pool,
+            subscriptions=tuple(function.entry for function in self._subscription_functions),
         )
 
 

@@ -19,7 +19,7 @@ from trunkline.shared.positions import Position
 from trunkline.shared.topics import check_topic
 from trunkline.shared.wire import Call
 
-__all__ = ["Connecting", "Connection", "Context", "Effects", "Environment"]
+__all__ = ["Connecting", "Connection", "Context", "Effects", "Environment", "encode_value"]
 
 S = TypeVar("S", default=Any)
 
@@ -73,7 +73,8 @@ _decode_connecting = msgspec.json.Decoder(Connecting).decode
 _decode_json = msgspec.json.Decoder().decode
 
 
-def _encode(value: object) -> bytes:
+def encode_value(value: object) -> bytes:
+    """Returns what users send or publish as JSON."""
     return pydantic_core.to_json(value, by_alias=True, inf_nan_mode="null")
 
 
@@ -95,7 +96,7 @@ class Connection:
         At most once: a connection that is gone is not noticed. Messages from one handler arrive in the order of the calls,
         and before the reply of the handler.
         """
-        await self._effects.send(self.connection_id, _encode(value))
+        await self._effects.send(self.connection_id, encode_value(value))
 
     async def subscribe(self, topic: str) -> Position:
         """Subscribes it to a topic without asking a policy. Returns the position it starts from."""
@@ -215,7 +216,7 @@ class Context(Generic[S]):
         of the topic) publishes once, and returns the first position again. Raises `TrunklineError`: "overloaded", or
         "no_worker", "unavailable" or "timeout"; after the last two it may or may not have been published.
         """
-        return await self.environment.effects.publish(check_topic(topic), _encode(value), key)
+        return await self.environment.effects.publish(check_topic(topic), encode_value(value), key)
 
     async def subscribe(self, topic: str) -> Position:
         """Subscribes this connection: see `Connection.subscribe`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -16,15 +16,18 @@ __all__ = ["Resources", "shared_resources"]
 Generator = Callable[[], AsyncIterator[Any]]
 
 
-def shared_resources(channels: Iterable[Channel]) -> Mapping[Any, Generator]:
-    """Returns the resources of all channels. Raises `ChannelError` unless one type means one thing in a process."""
+def shared_resources(channels: Iterable[Channel], wanted: Collection[Any] | None = None) -> Mapping[Any, Generator]:
+    """Returns the resources of all channels, or those of the `wanted` types.
+
+    Raises `ChannelError` unless one type means one thing in a process.
+    """
     resources: dict[Any, Generator] = {}
     for channel in channels:
         for kind, generator in channel.resources.items():
             before = resources.setdefault(kind, generator)
             if before is not generator:
                 raise ChannelError(f"{where(generator)}: {kind} is provided already: {where(before)}")
-    return resources
+    return {kind: generator for kind, generator in resources.items() if wanted is None or kind in wanted}
 
 
 class Resources:

@@ -1,7 +1,7 @@
 """Reading the signature of a user's function, once, at start.
 
-A handler's parameters are known by their types: the `Context`, the `Operation`, resources. In a topic policy those that are
-left are the pattern's parameters, by name; elsewhere the one that is left is the message.
+A function's parameters are known by their types: its subject (a handler's is the `Context`), the `Operation`, resources.
+Where there is a topic pattern, those that are left are its parameters, by name; elsewhere the one left is the message.
 """
 
 from __future__ import annotations
@@ -40,9 +40,14 @@ class Signature:
 
 
 def read_signature(
-    function: Callable[..., Any], resources: Collection[Any], pattern_names: Collection[str] | None = None
+    function: Callable[..., Any],
+    resources: Collection[Any],
+    pattern_names: Collection[str] | None = None,
+    *,
+    subject: type = Context,
 ) -> Signature:
-    """Sorts the parameters of a handler; `pattern_names` are those of a policy's topic pattern, None for other handlers.
+    """Sorts the parameters of a function; `pattern_names` are those of its topic pattern, None if it has none. `subject` is
+    the type of the parameter that every function of its kind has, `Signature.context`.
 
     Raises `ChannelError`.
     """
@@ -55,7 +60,7 @@ def read_signature(
         if name not in hints:
             raise ChannelError(f"{where(function)}: parameter {name!r} has no annotation, which says what it gets")
         plain = _plain(hints[name])
-        if plain is Context or get_origin(plain) is Context:
+        if plain is subject or get_origin(plain) is subject:
             signature.context = name
             signature.state = next(iter(get_args(plain)), Any)
         elif plain is Operation:
@@ -66,7 +71,9 @@ def read_signature(
             rest[name] = hints[name]
     signature.returns = hints.get("return", UNKNOWN)
     if not signature.context:
-        raise ChannelError(f"{where(function)}: no parameter is a Context; begin with `ctx: Context`")
+        first = "ctx" if subject is Context else "topic"
+        name = subject.__name__
+        raise ChannelError(f"{where(function)}: no parameter is a {name}; begin with `{first}: {name}`")
     if pattern_names is not None:
         _take_parameters(function, signature, rest, pattern_names)
     elif signature.operation:

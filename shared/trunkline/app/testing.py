@@ -5,23 +5,33 @@
         assert await say(ctx, Say(room="1", text="hi")) == Said(offset=1)
         assert ctx.published == [Published("room.1", {"name": "Ada", "text": "hi"}, Position(1, "test"))]
 
+A subscription function is run by hand, or as the subscription service does it:
+
+    first, second = await run_subscription(chat, "price.ABC", count=2)
+    assert first == Fed({"price": 10.5}, resume_token=1)
+
 What is recorded has been through JSON: it is what a client would get.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import msgspec
 
-from trunkline.app.context import Context, Environment
+from trunkline.app.channel import Channel
+from trunkline.app.context import Context, Environment, encode_value
+from trunkline.app.feeds import TopicFeed
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Kind
 from trunkline.shared.positions import Position
 from trunkline.shared.wire import Call, Encoding
 
-__all__ = ["EPOCH", "Published", "RecordingContext", "Records"]
+__all__ = ["EPOCH", "Fed", "Published", "RecordingContext", "Records", "run_subscription"]
 
 EPOCH = "test"
 """The epoch of all positions here."""
@@ -33,6 +43,44 @@ class Published(NamedTuple):
     topic: str
     value: Any
     position: Position
+
+
+class Fed(NamedTuple):
+    """What a subscription function has yielded, and the resume token that is stored with it."""
+
+    value: Any
+    resume_token: Any = None
+
+
+async def run_subscription(
+    channel: Channel,
+    topic: str,
+    *,
+    count: int,
+    resume_token: object = None,
+    resources: Mapping[Any, Any] | None = None,
+    timeout_s: float = 5.0,
+) -> list[Fed]:
+    """Runs the subscription function of a topic until it has yielded `count` values, then closes it; fewer if it returns.
+
+    `resources` are its resources by type. Raises what the function raises, `TimeoutError`, and `LookupError` when no
+    function of the channel feeds the topic.
+    """
+    for function in channel.subscription_functions:
+        if function.pattern.match(topic) is not None:
+            break
+    else:
+        raise LookupError(f"no subscription function of {channel} feeds {topic!r}")
+    feed = TopicFeed(topic, resume_token)
+    found: list[Fed] = []
+    async with asyncio.timeout(timeout_s), aclosing(function.start(feed, resources or {})) as generator:
+        while len(found) < count:
+            try:
+                value = await anext(generator)
+            except StopAsyncIteration:
+                break
+            found.append(Fed(msgspec.json.decode(encode_value(value)), feed.resume_token))
+    return found
 
 
 class Records:

@@ -18,7 +18,16 @@ from trunkline.shared.topics import RESERVED, TOPIC_BYTES
 if TYPE_CHECKING:
     from trunkline.shared.buckets import Bucket  # which imports nats-py, and the author of a channel needs none
 
-__all__ = ["BUCKET", "DEFAULT_POOL", "ActionEntry", "Manifest", "TopicEntry", "TopicPattern", "read_manifests"]
+__all__ = [
+    "BUCKET",
+    "DEFAULT_POOL",
+    "ActionEntry",
+    "FunctionEntry",
+    "Manifest",
+    "TopicEntry",
+    "TopicPattern",
+    "read_manifests",
+]
 
 BUCKET: Final = "manifest"
 """The KV bucket (`Subjects.bucket`); its keys are the names of channels."""
@@ -39,7 +48,7 @@ class TopicPattern:
     Raises `ValueError` with the reason when the pattern cannot work.
     """
 
-    __slots__ = ("_match", "names", "pattern")
+    __slots__ = ("_match", "example", "names", "pattern")
 
     def __init__(self, pattern: str) -> None:
         literals, names = _PARAMETER.split(pattern)[::2], _PARAMETER.findall(pattern)
@@ -63,6 +72,8 @@ class TopicPattern:
             re.escape(literal) + (f"(?P<{name}>{_VALUE})" if name else "")
             for literal, name in zip(literals, [*names, ""], strict=True)
         )
+        self.example = "x".join(literals)
+        """A topic of this family."""
         self.pattern = pattern
         self.names = tuple(names)
         self._match = re.compile(expression).fullmatch
@@ -111,6 +122,13 @@ class TopicEntry(_Entry):
     cache: bool = False
 
 
+class FunctionEntry(_Entry):
+    """A family of topics that a subscription function feeds, until `linger_s` seconds after nobody listens any more."""
+
+    pattern: str
+    linger_s: float = 0.0
+
+
 class Manifest(_Entry):
     """What the workers of a channel answer. `version` is that of this format.
 
@@ -129,12 +147,15 @@ class Manifest(_Entry):
     topics: tuple[TopicEntry, ...] = ()
     pool: str = DEFAULT_POOL
     former: tuple[str, ...] = ()
+    subscriptions: tuple[FunctionEntry, ...] = ()
 
     _patterns: tuple[TopicPattern, ...] = PrivateAttr(())
+    _fed: tuple[TopicPattern, ...] = PrivateAttr(())
 
     def model_post_init(self, _context: object) -> None:
         """Compiles the patterns once."""
         self._patterns = tuple(TopicPattern(topic.pattern) for topic in self.topics)
+        self._fed = tuple(TopicPattern(function.pattern) for function in self.subscriptions)
 
     def topic_of(self, topic: str) -> TopicEntry | None:
         """Returns the first entry, in the order of declaration, that covers a topic. None: it is closed to clients."""
@@ -162,6 +183,13 @@ class Manifest(_Entry):
         former = () if other is None else (other.digest, *other.former)
         kept = tuple(digest for digest in former if digest != self.digest)[:FORMER_KEPT]
         return self.model_copy(update={"former": kept})
+
+    def function_of(self, topic: str) -> FunctionEntry | None:
+        """Returns the first subscription function, in the order of declaration, that feeds a topic."""
+        for entry, pattern in zip(self.subscriptions, self._fed, strict=True):
+            if pattern.match(topic) is not None:
+                return entry
+        return None
 
     def encode(self) -> bytes:
         """Returns the bytes for KV: the same for the same content."""

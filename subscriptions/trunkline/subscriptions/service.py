@@ -16,7 +16,9 @@ import msgspec
 from prometheus_client import Counter, Gauge
 
 from trunkline.app.channel import Channel
+from trunkline.app.feeds import one_per_pattern
 from trunkline.app.loader import channels_of
+from trunkline.app.resources import Resources, shared_resources
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message, Subscription
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -31,6 +33,7 @@ from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s, every, fail_with
 from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.forwarding import Forwarder
+from trunkline.subscriptions.functions import Functions
 from trunkline.subscriptions.gateway import Gateway
 from trunkline.subscriptions.log import TopicLog
 from trunkline.subscriptions.namespace import Namespaces
@@ -49,6 +52,7 @@ SETTLE_S: Final = 2.0
 """How long a hand-over waits for the log; then publishers get an error, and try again with the new owner."""
 HAND_OVER_S: Final = 5.0
 FORWARDS_S: Final = 2.0
+RESOURCES_S: Final = 2.0
 POLL_S: Final = 0.005
 LOG_S: Final = 2.0
 """JetStream does not answer what it is asked while it elects a leader: a wait ends soonest by asking again soon."""
@@ -79,7 +83,6 @@ class SubscriptionService:
         self.instance = secrets.token_hex(4)
         self._settings = settings
         self._app = settings.app if channels is None else channels
-        self._channels: list[Channel] = []
         self._subjects = Subjects(settings.prefix)
         self._bus = Bus(settings, ROLE, self.instance, fail)
         self._tasks = Tasks(ROLE, fail)
@@ -110,6 +113,10 @@ class SubscriptionService:
             silence_s=settings.edge_silence_s,
             per_second=settings.burials_per_s,
         )
+        self._functions: Functions
+        self._function_tasks = Tasks("functions", fail)
+        self._resource_tasks = Tasks("resources", fail)
+        self._resources: Resources | None = None
         self._owner: Owner
         self._log: TopicLog
         self._outsiders: Subscription | None = None
@@ -127,7 +134,19 @@ class SubscriptionService:
 
         Raises `ChannelError` for an app that cannot work, before anything is connected.
         """
-        self._channels = channels_of(self._app)
+        channels = channels_of(self._app)
+        functions = one_per_pattern(function for channel in channels for function in channel.subscription_functions)
+        wanted = {kind for function in functions for kind in function.resources}
+        self._resources = Resources(shared_resources(channels, wanted), self._resource_tasks)
+        resources = await self._resources.open(self._settings.resource_timeout_s)
+        self._functions = Functions(
+            functions,
+            resources,
+            self._function_tasks,
+            lambda: self._ownership.trusted,
+            most=self._settings.functions,
+            close_s=self._settings.function_close_s,
+        )
         await self._bus.start()
         await self._health.start()
         await self._streams.start()
@@ -142,7 +161,14 @@ class SubscriptionService:
             self._ownership.is_claimed,
             entry_bytes=entry_bytes,
         )
-        self._owner = Owner(self._schedule_flush, self._log.advance, self._namespaces.of, max_payload=self._bus.max_payload)
+        self._owner = Owner(
+            self._schedule_flush,
+            self._log.advance,
+            self._namespaces.of,
+            max_payload=self._bus.max_payload,
+            on_interest=self._functions.interest,
+        )
+        self._functions.start(self._owner)
         self._bus.on_reconnect.append(self._back)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
         await self._bus.flush()
@@ -157,11 +183,15 @@ class SubscriptionService:
         """Hands the partitions over: nothing new is taken, what was taken is settled and fanned out."""
         if self._outsiders is not None:
             await self._drain([self._outsiders])
-            await self._ownership.stop(HAND_OVER_S)
+            await self._ownership.stop(HAND_OVER_S + self._settings.function_close_s)
             await self._forwarder.stop(FORWARDS_S)
         await self._tasks.close(2.0)
         if self._subscriptions:
             await self.lost(list(self._subscriptions))
+        await self._function_tasks.close(self._settings.function_close_s)
+        if self._resources is not None:
+            await self._resources.close(RESOURCES_S)
+            await self._resource_tasks.close(RESOURCES_S)
         self._caller.stop()
         self._answerer.flush()
         self._streams.stop()
@@ -190,6 +220,9 @@ class SubscriptionService:
 
     async def settle(self, partitions: Collection[int]) -> None:
         """See `Holder`."""
+        await self._functions.close(
+            partitions
+        )  # first: their `finally` may take a while, and publishers wait for nothing yet
         await self._unsubscribe(partitions)
         waiting = self._owner.unsettled(partitions)
         deadline = self._loop.time() + SETTLE_S
@@ -203,6 +236,7 @@ class SubscriptionService:
     async def lost(self, partitions: Collection[int]) -> None:
         """See `Holder`."""
         error = TrunklineError(ErrorCode.UNAVAILABLE, "the topic's owner has changed; try again", retry_after_s=0.1)
+        self._functions.drop(partitions)
         self._owner.drop(partitions, error)
         await self._unsubscribe(partitions)
 
@@ -253,6 +287,7 @@ class SubscriptionService:
         bucket = await self._bus.bucket(self._subjects.bucket(BUCKET))
         self._namespaces.replace(await read_manifests(bucket))
         self._owner.forget_unused_ephemeral()
+        self._functions.expect(manifests)
         self._tasks.start(self._declare(), "declare streams")
 
     async def _declare(self) -> None:
@@ -343,6 +378,7 @@ class SubscriptionService:
 
     def _sweep(self) -> None:
         owner = self._owner
+        self._functions.sweep()
         for edge_id in owner.sweep(edge_timeout_s=self._settings.edge_timeout_s, topic_idle_s=self._settings.topic_idle_s):
             log.warning("an edge is silent and gets no more publications", edge_id=edge_id)
         self._send(self._subjects.tops, owner.tops(ACTIVE_S))

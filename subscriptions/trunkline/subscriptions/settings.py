@@ -32,6 +32,11 @@ class SubscriptionSettings(RoleSettings, role="subscriptions"):
         3600.0, gt=0, description="seconds that topics with history keep publications, unless their @topic says otherwise"
     )
     replicas: int = Field(1, ge=1, le=5, description="NATS nodes that keep each log; 3 in a cluster of three")
+    functions: int = Field(1000, ge=1, description="subscription functions that may run here at the same time")
+    function_close_s: float = Field(
+        3.0, gt=0, description="seconds that the `finally` of a function may take before it is cancelled again"
+    )
+    resource_timeout_s: float = Field(30.0, gt=0, description="seconds that opening what functions need may take")
     fan_interval_s: float = Field(
         0.002, ge=0, description="least seconds between two batches to an edge under load; the first leaves at once"
     )
