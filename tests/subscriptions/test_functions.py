@@ -15,12 +15,26 @@ import pytest
 from prometheus_client import REGISTRY
 from tests.support.cluster import Client, cluster
 from tests.support.nats import eventually
+from tests.support.simulated_log import Log
 
 from trunkline.app import Channel, ChannelError, Context, TopicFeed
+from trunkline.shared.tasks import Tasks, fail_with
+from trunkline.shared.topics import PARTITIONS
+from trunkline.subscriptions.functions import Functions
+from trunkline.subscriptions.namespace import Namespace
+from trunkline.subscriptions.owner import Owner
 from trunkline.subscriptions.service import SubscriptionService
 from trunkline.subscriptions.settings import SubscriptionSettings
+from trunkline.subscriptions.topic import Topic
 
 FEW = 25
+
+
+class Exchange:
+    price = 5
+
+
+class Database: ...
 
 
 class Source:
@@ -130,7 +144,8 @@ async def test_one_runs_for_all_edges_and_instances() -> None:
         edges = [trunkline.edge, await trunkline.start_edge(), await trunkline.start_edge()]
         async with AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(trunkline.connect(edge=edge)) for edge in edges for _ in range(4)]
-            await asyncio.gather(*(subscribed(client, topic) for client in clients for topic in topics))
+            for topic in topics:
+                await asyncio.gather(*(subscribed(client, topic) for client in clients))
             for client in clients:
                 assert is_consecutive(await numbers(client, 5, "count.t0"))
             assert source.running == {f"t{number}": 1 for number in range(8)}
@@ -253,6 +268,48 @@ async def test_a_finally_that_takes_too_long_is_cut_off() -> None:
         await subscribed(ada, "count.a")
         await numbers(ada, 1)
         assert source.events == ["begins a", "begins a"], "the first one's finally was cancelled where it waited"
+
+
+async def test_one_that_is_closed_while_its_last_value_waits_for_the_log_does_not_yield_it_again() -> None:
+    source = Source(linger=0.0)
+    assert source.channel.routes
+    log = Log(1_000)
+    owner: Owner
+    moving = asyncio.Event()
+
+    def advance(topic: Topic) -> None:
+        """The log is slow: an append comes through only once it is `moving`."""
+        if not topic.open:
+            log.step(topic, 1_000)
+            owner.progressed(topic)
+        elif moving.is_set():
+            while log.step(topic, 1_000):
+                owner.progressed(topic)
+
+    def attach() -> None:
+        owner.attach("count.a", "edge", lambda _outcome: None)
+
+    tasks = Tasks("functions", fail_with(asyncio.get_running_loop().create_future()))
+    functions = Functions(source.channel.subscription_functions, {}, tasks, lambda: True, most=10, close_s=1.0)
+    owner = Owner(
+        lambda: None, advance, lambda _name: Namespace(1_000, 60.0), max_payload=4096, on_interest=functions.interest
+    )
+    functions.start(owner)
+    owner.claim(dict.fromkeys(range(PARTITIONS), 1))
+    attach()
+    await eventually(lambda: owner.topics["count.a"].unsettled)
+    owner.detach("count.a", "edge")
+    await eventually(lambda: source.events == ["begins a", "ends a"])
+    attach()
+    await asyncio.sleep(0)
+    assert source.events == ["begins a", "ends a"], "it waits until it is known what became of the last value"
+    moving.set()
+    advance(owner.topics["count.a"])
+    await eventually(lambda: owner.topics["count.a"].offset >= 5)
+    functions.drop(range(PARTITIONS))
+    assert await tasks.close(5.0)
+    data = [logged.data for _, entry in log.written for logged in entry.publications]
+    assert data == [b"%d" % (index + 1) for index in range(len(data))]
 
 
 # ------------------------------------------------------------------------------------------------ other owners
@@ -392,11 +449,6 @@ async def test_two_channels_cannot_feed_one_pattern() -> None:
 async def test_resources_are_those_that_functions_want() -> None:
     channel = Channel("chat")
     opened: list[str] = []
-
-    class Exchange:
-        price = 5
-
-    class Database: ...
 
     @channel.resource
     async def exchange() -> AsyncIterator[Exchange]:
