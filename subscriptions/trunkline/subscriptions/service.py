@@ -285,7 +285,8 @@ class SubscriptionService:
     async def _read_manifests(self) -> None:
         """Learns which topics have history. Topics that exist keep the namespace that they have."""
         bucket = await self._bus.bucket(self._subjects.bucket(BUCKET))
-        self._namespaces.replace(await read_manifests(bucket))
+        manifests = list(await read_manifests(bucket))
+        self._namespaces.replace(manifests)
         self._owner.forget_unused_ephemeral()
         self._functions.expect(manifests)
         self._tasks.start(self._declare(), "declare streams")
