@@ -39,7 +39,9 @@ class PausableBus(Bus):
         self.paused = False
         self._held: list[tuple[Callable[[Message], None], Message]] = []
 
-    def publish(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+    def publish(
+        self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | bytes | None = None
+    ) -> None:
         if not self.paused:
             super().publish(subject, payload, reply, headers)
 

@@ -1,4 +1,4 @@
-"""The bus: the only module that imports nats-py.
+"""The bus: with `client` and `buckets`, the only module that imports nats-py.
 
 It adds what nats-py leaves to its users: sending without awaiting (bounded in bytes), callbacks that cannot end a
 subscription, a readiness that is proved by a message which really went around, and an end of the process when the
@@ -16,13 +16,12 @@ from typing import Final
 
 import nats
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js import JetStreamContext
 from prometheus_client import Counter, Gauge
 
 from trunkline.shared.buckets import Bucket, open_bucket
+from trunkline.shared.client import Callback, DirectClient, Message, encode_frame, encode_headers
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.metrics import drops
@@ -42,43 +41,14 @@ CLOSE_TIMEOUT_S: Final = 2.0
 FLUSH_TIMEOUT_S: Final = 10
 """Longer than it takes to notice a silent server: at a pong that nobody waits for any more, nats-py stops reading."""
 OUTGOING_BYTES: Final = 32 * 1024 * 1024
-TURN_MESSAGES: Final = 512
-"""After so many messages the sender lets others run."""
-HEADER_BYTES: Final = 12
-HEADER_LINE_BYTES: Final = 4
+TURN_BYTES: Final = 256 * 1024
+"""After so much the sender lets others run."""
 
 callback_failures = Counter("trunkline_bus_callback_failures_total", "Messages whose callback raised.", ["role"])
 reconnects = Counter("trunkline_bus_reconnects_total", "Times the NATS connection came back.", ["role"])
 round_trip = Gauge("trunkline_bus_round_trip_seconds", "The last self-addressed message: seconds it took.", ["role"])
 
 log = get_logger(__name__)
-
-
-class Message:
-    """A message from a subscription. `headers` is None where there are none; one that the server sent itself
-    has a `status`.
-    """
-
-    __slots__ = ("data", "headers", "reply", "subject")
-
-    def __init__(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
-        self.subject = subject
-        self.data = data
-        self.reply = reply
-        self.headers = headers
-
-    @property
-    def status(self) -> str:
-        """The three digits of a message from the server itself, or ""."""
-        return "" if self.headers is None else self.headers.get("Status", "")
-
-    @property
-    def no_responders(self) -> bool:
-        """Nobody listens where this reply was asked for."""
-        return self.headers is not None and self.headers.get("Status") == "503"
-
-
-Callback = Callable[[Message], None]
 
 
 @contextlib.contextmanager
@@ -146,8 +116,8 @@ class Bus:
         self._connect_timeout_s = connect_timeout_s
         self._tasks = Tasks("bus", fail)
         self._tls = tls_context(settings)
-        self._client = Client() if self._tls is None else TlsClient()
-        self._outgoing: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
+        self._client = (DirectClient if self._tls is None else TlsClient)(self._on_failure)
+        self._outgoing: deque[bytes] = deque()
         self._outgoing_bytes = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -261,25 +231,29 @@ class Bus:
         """Bytes that the server takes in one message."""
         return self._client.max_payload
 
-    def publish(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
-        """Sends a message at most once, in order of the calls, without waiting.
+    def publish(
+        self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | bytes | None = None
+    ) -> None:
+        """Sends a message at most once, in order of the calls, without waiting. `headers` may be encoded already.
 
         Raises `TrunklineError`: `UNAVAILABLE` while the broker is away, `OVERLOADED` when 32 MiB wait to be sent,
-        `TOO_LARGE` when the server would not take it.
+        `TOO_LARGE` when the server would not take it; `ValueError` for a subject with white space.
         """
         if not self._connected:
             self._refused_away.inc()
             raise TrunklineError(ErrorCode.UNAVAILABLE, "the message broker is away; try again", retry_after_s=1.0)
-        size_bytes = len(payload) if headers is None else len(payload) + _size_bytes(headers)
+        header = headers if headers is None or isinstance(headers, bytes) else encode_headers(headers)
+        size_bytes = len(payload) if header is None else len(payload) + len(header)
         if size_bytes > self._client.max_payload:
             # The server would close the connection for good.
             self._refused_size.inc()
             raise TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the broker takes")
-        if self._outgoing_bytes + len(payload) > OUTGOING_BYTES:
+        if self._outgoing_bytes + size_bytes > OUTGOING_BYTES:
             self._refused_bytes.inc()
             raise TrunklineError(ErrorCode.OVERLOADED, "too much waits to be sent; try again", retry_after_s=1.0)
-        self._outgoing.append((subject, payload, reply, headers))
-        self._outgoing_bytes += len(payload)
+        frame = encode_frame(subject, payload, reply, header)
+        self._outgoing.append(frame)
+        self._outgoing_bytes += len(frame)
         if not self._wake.is_set():
             self._wake.set()
             self._idle.clear()
@@ -298,32 +272,31 @@ class Bus:
 
     async def _send_outgoing(self) -> None:
         outgoing = self._outgoing
-        turn = TURN_MESSAGES
         while self._sending:  # nats-py may swallow a cancellation
             await self._wake.wait()
             while outgoing and self._sending:
-                subject, payload, reply, headers = outgoing.popleft()
-                self._outgoing_bytes -= len(payload)
+                frames: list[bytes] = []
+                size_bytes = 0
+                while outgoing and size_bytes < TURN_BYTES:
+                    frames.append(outgoing.popleft())
+                    size_bytes += len(frames[-1])
+                self._outgoing_bytes -= size_bytes
                 try:
-                    await self._client.publish(subject, payload, reply, headers)
+                    await self._client.send(frames)
                 except (nats.errors.Error, OSError, RuntimeError) as error:
-                    # The connection broke after the message was taken (which uvloop says with a RuntimeError):
+                    # The connection broke after the messages were taken (which uvloop says with a RuntimeError):
                     # at most once, and counted.
-                    drops.labels(self.role, f"bus: {type(error).__name__}").inc()
-                turn -= 1
-                if not turn:
-                    turn = TURN_MESSAGES
+                    drops.labels(self.role, f"bus: {type(error).__name__}").inc(len(frames))
+                if outgoing:
                     await asyncio.sleep(0)
             self._wake.clear()
             self._idle.set()
 
     def _forget_outgoing(self) -> None:
-        self._lost.inc(len(self._outgoing) + len(self._client._pending))
+        self._lost.inc(len(self._outgoing) + self._client.unwritten)
         self._outgoing.clear()
         self._outgoing_bytes = 0
-        # nats-py would send these after the reconnect, however late that is. It repeats its subscriptions by itself.
-        self._client._pending = []
-        self._client._pending_data_size = 0
+        self._client.forget_unwritten()
 
     # ------------------------------------------------------------------ receiving
 
@@ -334,18 +307,13 @@ class Bus:
         Raises `TrunklineError(UNAVAILABLE)` after the connection was closed for good.
         """
 
-        async def deliver(message: Msg) -> None:
-            try:
-                callback(Message(message.subject, message.data, message.reply, message.headers))
-            except Exception:
-                callback_failures.labels(self.role).inc()
-                log.exception("a bus callback failed", subject=message.subject)
-
         with _or_unavailable():
-            inner = await self._client.subscribe(
-                subject, queue, cb=deliver, pending_msgs_limit=65_536, pending_bytes_limit=64 * 1024 * 1024
-            )
+            inner = await self._client.subscribe_direct(subject, queue, callback)
         return Subscription(inner)
+
+    def _on_failure(self, message: Message) -> None:
+        callback_failures.labels(self.role).inc()
+        log.exception("a bus callback failed", subject=message.subject)
 
     def new_inbox(self) -> str:
         """Returns a subject for replies that nobody else has, within what the role's NATS permissions name."""
@@ -403,9 +371,6 @@ class Bus:
         round_trip.labels(self.role).set(self._echoed_at - float(message.data))
 
     async def _on_error(self, error: Exception) -> None:
-        if isinstance(error, nats.errors.SlowConsumerError):
-            drops.labels(self.role, "bus: incoming over the limit").inc()
-            return
         if not self._client.is_connected:
             self._abort()  # the try that just failed: nats-py drops it without closing it
         warning = f"{type(error).__name__}: {error}"
@@ -441,7 +406,3 @@ class Bus:
         self._connected = False
         if not self._stopping and self._echoed_at:
             self.fail(ConnectionError("NATS closed the connection for good"))
-
-
-def _size_bytes(headers: Mapping[str, str]) -> int:
-    return HEADER_BYTES + sum(len(key) + len(value.encode()) + HEADER_LINE_BYTES for key, value in headers.items())

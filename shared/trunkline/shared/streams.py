@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
 
 from trunkline.shared.bus import Bus, Message
+from trunkline.shared.client import encode_headers
 from trunkline.shared.errors import ErrorCode, MissingError, TrunklineError
 from trunkline.shared.metrics import drops
 
@@ -23,6 +25,8 @@ SWEEP_S: Final = 0.05
 READ_BYTES: Final = 4 * 1024 * 1024
 """How much is asked for at once."""
 API: Final = "$JS.API"
+_EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
+_FENCE: Final = encode_headers({_EXPECTED_LAST: "0"}).replace(b"0\r\n\r\n", b"%d\r\n\r\n")
 
 # Error codes of JetStream (server/errors.json in its source).
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
@@ -37,6 +41,10 @@ _TOO_MANY_REQUESTS: Final = 429
 _END_OF_READ: Final = frozenset({"204", "404"})
 """End of a batch, and: there is no such message."""
 _NOT_NOW: Final = 503
+
+
+Settle = Callable[[Any], None]
+"""Gets the result of a call, or its `TrunklineError`."""
 
 
 class FencedError(TrunklineError):
@@ -175,12 +183,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Waiting:
-    __slots__ = ("accept", "collected", "deadline", "future")
+    __slots__ = ("accept", "collected", "deadline", "settle")
 
-    def __init__(self, future: asyncio.Future[Any], accept: Callable[[bytes], Any], deadline: float) -> None:
+    def __init__(self, settle: Settle, accept: Callable[[bytes], Any], deadline: float) -> None:
         self.collected: list[Entry] | None = None
         """What a `read` has got so far."""
-        self.future = future
+        self.settle = settle
         self.accept = accept
         self.deadline = deadline
 
@@ -231,13 +239,20 @@ class Streams:
         stream's window, the first counts, and all get its sequence. Further errors: `OVERLOADED` when the stream is full,
         `TOO_LARGE`, `UNAVAILABLE`. Cancelling the future does not stop the append.
         """
-        headers: dict[str, str] | None = None
+        headers: dict[str, str] = {}
         if expected_last is not None:
-            headers = {"Nats-Expected-Last-Subject-Sequence": str(expected_last)}
+            headers[_EXPECTED_LAST] = str(expected_last)
         if message_id is not None:
-            headers = headers or {}
             headers["Nats-Msg-Id"] = message_id
-        return self._ask(subject, payload, headers, _sequence_of)
+        return self._ask(subject, payload, headers or None, _sequence_of)
+
+    def append_then(self, subject: str, payload: bytes, expected_last: int, settle: Settle) -> None:
+        """Appends like `append`, and calls `settle` once with what its future would get, in the moment that is known.
+
+        It must not raise. For those that append all the time: a future costs as much as the rest.
+        """
+        header = _FENCE % expected_last
+        self._send(subject, payload, header, _sequence_of, settle)
 
     # ------------------------------------------------------------------ reading
 
@@ -355,18 +370,28 @@ class Streams:
     def _ask(
         self, subject: str, payload: bytes, headers: dict[str, str] | None, accept: Callable[[bytes], Any]
     ) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        self._send(subject, payload, headers, accept, partial(_settle_future, future))
+        return future
+
+    def _send(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: dict[str, str] | bytes | None,
+        accept: Callable[[bytes], Any],
+        settle: Settle,
+    ) -> None:
         self._last_id += 1
         reply = self._reply_subject()
-        future = self._loop.create_future()
         try:
             self._bus.publish(subject, payload, reply, headers)
         except TrunklineError as error:
-            future.set_exception(error)
-            return future
-        self._waiting[reply] = _Waiting(future, accept, self._loop.time() + self._timeout_s)
+            settle(error)
+            return
+        self._waiting[reply] = _Waiting(settle, accept, self._loop.time() + self._timeout_s)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-        return future
 
     def _reply_subject(self) -> str:
         return f"{self._inbox}.{self._last_id}"
@@ -381,28 +406,24 @@ class Streams:
         if waiting is None:
             self._late.inc()
             return
-        future = waiting.future
-        if future.done():  # cancelled
-            return
         if message.no_responders:
-            future.set_exception(_unavailable("no stream takes this, or JetStream is off"))
+            waiting.settle(_unavailable("no stream takes this, or JetStream is off"))
             return
         if waiting.collected is not None:
             if message.status in _END_OF_READ:
                 # The server ends a batch that becomes too large, and says how much it has left.
                 pending = (message.headers or {}).get("Nats-Num-Pending", "0")
-                future.set_result((waiting.collected, pending != "0"))
+                waiting.settle((waiting.collected, pending != "0"))
             else:
-                future.set_exception(_unavailable(f"JetStream refuses to read: {message.status}"))
+                waiting.settle(_unavailable(f"JetStream refuses to read: {message.status}"))
             return
         try:
             result = waiting.accept(message.data)
         except TrunklineError as error:
-            future.set_exception(error)
+            result = error
         except msgspec.MsgspecError as error:
-            future.set_exception(_unavailable(f"JetStream answers what we do not understand: {error}"))
-        else:
-            future.set_result(result)
+            result = _unavailable(f"JetStream answers what we do not understand: {error}")
+        waiting.settle(result)
 
     def _sweep(self) -> None:
         now = self._loop.time()
@@ -420,9 +441,16 @@ class Streams:
             self._fail(reply, "the message broker is away; try again")
 
     def _fail(self, reply: str, message: str) -> None:
-        future = self._waiting.pop(reply).future
-        if not future.done():
-            future.set_exception(_unavailable(message))
+        self._waiting.pop(reply).settle(_unavailable(message))
+
+
+def _settle_future(future: asyncio.Future[Any], result: Any) -> None:
+    if future.done():  # cancelled
+        return
+    if isinstance(result, TrunklineError):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 def _nothing(_data: bytes) -> None:

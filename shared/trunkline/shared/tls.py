@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Client
 
+from trunkline.shared.client import DirectClient
 from trunkline.shared.settings import CommonSettings, SettingsError
 
 __all__ = ["TlsClient", "tls_advice", "tls_context"]
@@ -45,7 +45,7 @@ def tls_advice(error: BaseException) -> str:
     return ""
 
 
-class TlsClient(Client):
+class TlsClient(DirectClient):
     """A client that never speaks without TLS: nats-py would, and send its password, to whoever says that TLS is off."""
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:

@@ -383,6 +383,7 @@ class SubscriptionService:
         for edge_id in owner.sweep(edge_timeout_s=self._settings.edge_timeout_s, topic_idle_s=self._settings.topic_idle_s):
             log.warning("an edge is silent and gets no more publications", edge_id=edge_id)
         self._send(self._subjects.tops, owner.tops(ACTIVE_S))
+        self._log.count()
         publications.inc(owner.published)
         owner.published = 0
         topics_owned.set(len(owner.topics))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Final
 
 import msgspec
@@ -36,6 +37,15 @@ WAITING_BYTES: Final = 4 * 1024 * 1024
 TAIL_BYTES: Final = 1024 * 1024
 OVERHEAD_BYTES: Final = 64
 IDEMPOTENCY_KEYS: Final = 65_536
+
+_process = secrets.token_urlsafe(9)
+_numbers = count()
+
+
+def new_nonce() -> str:
+    """Returns what no other entry of any owner has."""
+    return f"{_process}{next(_numbers):x}"
+
 
 Settle = Callable[[Position | TrunklineError], None]
 """Tells a publisher what became of its publication. Called exactly once."""
@@ -107,6 +117,7 @@ class Topic:
         "edges",
         "epoch",
         "fed",
+        "log_subject",
         "name",
         "namespace",
         "offset",
@@ -151,6 +162,8 @@ class Topic:
         self.fed = False
         """Whether a subscription function runs for it."""
         self.touched_at = now
+        self.log_subject = ""
+        """Where its log is, once the shell has worked that out."""
         self._tail_bytes = 0
         self._sequence = 0
         self._waiting: deque[_Waiting] = deque()
@@ -235,7 +248,7 @@ class Topic:
             VERSION,
             self.epoch,
             self.offset + 1,
-            secrets.token_urlsafe(9),
+            new_nonce(),
             [Logged(waiting.data, waiting.key) for waiting in group],
             self._sequence,
             self._token_after(group),
@@ -286,8 +299,7 @@ class Topic:
             if entry.epoch == epoch:
                 self._take_over(entry, due=known, complete=loaded.complete)
         self._clear_doubt(loaded.entries)
-        nonce = secrets.token_urlsafe(9)
-        return encode(Entry(VERSION, self.epoch, self.offset + 1, nonce, [], self._sequence, self.resume_token))
+        return encode(Entry(VERSION, self.epoch, self.offset + 1, new_nonce(), [], self._sequence, self.resume_token))
 
     def _clear_doubt(self, entries: Sequence[Entry]) -> None:
         if self._doubt is None:
