@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 __all__ = ["DEFECTS"]
 
@@ -20,22 +20,21 @@ AFTER: Final = 40
 
 def _drop_append() -> None:
     """An append is acknowledged, and never made."""
-    from trunkline.shared.streams import Streams
+    from trunkline.shared.streams import Settle, Streams
 
-    append = Streams.append
+    append_then = Streams.append_then
     count = 0
 
-    def broken(self: Streams, subject: str, payload: bytes, *, expected_last: int | None = None, **rest: Any) -> Any:
+    def broken(self: Streams, subject: str, payload: bytes, expected_last: int, settle: Settle) -> None:
         nonlocal count
         if expected_last and ".long." in subject and b'"id"' in payload:
             count += 1
             if count in (AFTER, 2 * AFTER):
-                future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-                future.set_result(expected_last)
-                return future
-        return append(self, subject, payload, expected_last=expected_last, **rest)
+                asyncio.get_running_loop().call_soon(settle, expected_last)
+                return
+        append_then(self, subject, payload, expected_last, settle)
 
-    Streams.append = broken  # type: ignore[method-assign]
+    Streams.append_then = broken  # type: ignore[method-assign]
 
 
 def _patch_tell(defect: str) -> None:
