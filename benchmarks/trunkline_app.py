@@ -19,3 +19,8 @@ async def echo(ctx: Context, message: Text) -> Text:
 @bench.topic("bench")
 async def may(ctx: Context, operation: Operation) -> bool:
     return True
+
+
+@bench.topic("logged.{name}", history=100, ttl=300)
+async def may_logged(ctx: Context, name: str, operation: Operation) -> bool:
+    return True

@@ -18,7 +18,7 @@ from trunkline.shared.client import encode_headers
 from trunkline.shared.errors import ErrorCode, MissingError, TrunklineError
 from trunkline.shared.metrics import drops
 
-__all__ = ["Consumer", "Drift", "Entry", "FencedError", "Stream", "Streams"]
+__all__ = ["Consumer", "Drift", "Entry", "FencedError", "Settle", "Stream", "Streams"]
 
 TIMEOUT_S: Final = 5.0
 SWEEP_S: Final = 0.05

@@ -16,6 +16,7 @@ from trunkline.cli.bench import calls as calling
 from trunkline.cli.bench import connects as connecting
 from trunkline.cli.bench import memory as remembering
 from trunkline.cli.bench import report
+from trunkline.cli.bench import storm as storming
 from trunkline.cli.bench.driver import FanoutDriver
 from trunkline.cli.bench.errors import LoadError
 from trunkline.cli.bench.fanout import Fanout, StepResult
@@ -258,6 +259,38 @@ def connects(
             _print_json("connects", url, report.describe_connects(result))
         else:
             report.print_connects(Console(), url, result)
+
+
+@app.command()
+def storm(
+    url: Url,
+    topic: Annotated[str, typer.Option(help="Name of the topics, with {n} where a number belongs.")] = "logged.{n}",
+    clients: Annotated[int, typer.Option(min=1, max=25_000, help="Clients that drop and come back.")] = 5_000,
+    topics: Annotated[int, typer.Option(min=1, max=10_000, help="Topics that they share.")] = 100,
+    behind: Annotated[int, typer.Option(min=1, max=1_000, help="Publications that each one misses.")] = 20,
+    metrics: Annotated[
+        list[str] | None, typer.Option(help="/metrics of a subscription service, to count its reads. May be repeated.")
+    ] = None,
+    timeout: Timeout = 30.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Clients that come back at a time.")] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """Drop all clients at once, and let them come back with positions.
+
+    For servers that speak Trunkline's plain protocol. Each client asks for
+    what it has missed; what it is told is checked. Example:
+
+        trunkline bench storm ws://127.0.0.1:8080/ws/bench \\
+            --metrics http://127.0.0.1:8082/metrics
+    """
+    with _failing():
+        plan = storming.Storm(url, topic, clients, topics, behind, concurrency, timeout, tuple(metrics or ()))
+        with _progress(None, "a storm") as bar, LoadProcesses(1) as load_processes:
+            [result] = load_processes.run(storming.run_storm, [plan], bar.tick)
+        if as_json:
+            _print_json("storm", url, report.describe_storm(result))
+        else:
+            report.print_storm(Console(), url, result)
 
 
 class _Bar:

@@ -14,6 +14,7 @@ from trunkline.cli.bench.driver import within
 from trunkline.cli.bench.fanout import StepResult
 from trunkline.cli.bench.histogram import Histogram
 from trunkline.cli.bench.memory import MemoryResult
+from trunkline.cli.bench.storm import StormResult
 
 _BUSY_SHARE = 0.9
 _PERCENTILES = {"p50": 50.0, "p99": 99.0, "p999": 99.9}
@@ -95,6 +96,22 @@ def describe_memory(result: MemoryResult) -> dict[str, Any]:
     }
 
 
+def describe_storm(result: StormResult) -> dict[str, Any]:
+    """A reconnect storm for machines."""
+    return {
+        "clients": result.clients,
+        "topics": result.topics,
+        "behind": result.behind,
+        "recovered": result.recovered,
+        "refused": result.refused,
+        "failed": result.failed,
+        "first_error": result.first_error,
+        "duration_s": round(result.duration_s, 3),
+        "latency_ms": latency_ms(result.latency),
+        "log_reads": result.log_reads,
+    }
+
+
 def print_fanout(console: Console, url: str, steps: Sequence[StepResult], p99_limit_s: float | None) -> None:
     """One row per step; the best one of several is marked."""
     table = Table(title=f"fan-out  {url}", title_justify="left", title_style="bold")
@@ -142,6 +159,26 @@ def print_connects(console: Console, url: str, result: ConnectsResult) -> None:
     if result.first_error:
         console.print(f"first failure: {result.first_error}", style="red", markup=False)
     _warn(console, result.processor_share, 0)
+
+
+def print_storm(console: Console, url: str, result: StormResult) -> None:
+    """One row."""
+    rows = {
+        "recovered": f"{result.recovered:,}",
+        "refused": f"{result.refused:,}",
+        "failed": f"{result.failed:,}",
+        "seconds": f"{result.duration_s:,.1f}",
+    }
+    if result.log_reads is not None:
+        rows["reads"] = f"{result.log_reads:,.0f}"
+    _print_row(console, f"storm  {url}", rows | _latency_row(result.latency))
+    console.print(
+        f"{result.clients:,} clients of {result.topics:,} topics, each {result.behind:,} publications behind; "
+        "reads: topics read from JetStream meanwhile",
+        style="dim",
+    )
+    if result.first_error:
+        console.print(f"first failure: {result.first_error}", style="red", markup=False)
 
 
 def print_memory(console: Console, url: str, result: MemoryResult) -> None:
