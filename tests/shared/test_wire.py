@@ -38,6 +38,8 @@ ENVELOPES: list[type[msgspec.Struct]] = [
     wire.Refresh,
     wire.NewOwner,
     wire.NewManifest,
+    wire.Served,
+    wire.WorkerBeat,
     wire.Notice,
     wire.Beat,
     Position,

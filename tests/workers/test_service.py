@@ -43,6 +43,7 @@ class Edge:
         self.answerer = Answerer(self.bus)
         self.commands: list[wire.Command] = []
         self.notices: list[Any] = []
+        self.beats: list[wire.WorkerBeat] = []
         self.published: list[wire.Publish] = []
         self.seen: list[str] = []
         """Commands and answers in the order of their arrival."""
@@ -68,7 +69,11 @@ class Edge:
                 self.answerer.answer(message.reply, request.id, wire.result(Position(0, "e")))
 
     def _on_notice(self, message: Message) -> None:
-        self.notices.append(msgspec.msgpack.decode(message.data, type=wire.Notice).body)
+        body = msgspec.msgpack.decode(message.data, type=wire.Notice).body
+        if isinstance(body, wire.WorkerBeat):
+            self.beats.append(body)
+        else:
+            self.notices.append(body)
 
     async def own(self, topic: str) -> None:
         await self.bus.subscribe(self.subjects.partition(partition_of(topic)), self._on_publish)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Final
 
 import msgspec
+from prometheus_client import Counter
 
 from trunkline.edge.connection import Connection
+from trunkline.edge.load import Load, Pool
 from trunkline.shared import wire
 from trunkline.shared.rpc import Caller
 from trunkline.shared.subjects import Subjects
@@ -17,16 +20,19 @@ __all__ = ["Calls"]
 GRACE_S: Final = 0.25
 """How much longer the edge waits than the worker, whose error says more."""
 
+refusals = Counter("trunkline_calls_refused_total", "Calls that a pool had no room for.", ["channel", "pool", "reason"])
+
 decode_result = msgspec.msgpack.Decoder(wire.CallResult).decode
 
 
 class Calls:
-    """Sends calls to the workers."""
+    """Sends calls to the workers, as long as those can keep up."""
 
-    def __init__(self, caller: Caller, subjects: Subjects) -> None:
+    def __init__(self, caller: Caller, subjects: Subjects, load: Load) -> None:
         self._caller = caller
         self._subjects = subjects
-        self._known: dict[tuple[str, str, str], str] = {}
+        self._load = load
+        self._known: dict[tuple[str, str, str, str], tuple[str, Pool]] = {}
 
     def start(
         self,
@@ -36,19 +42,26 @@ class Calls:
         payload: bytes,
         timeout_s: float,
         *,
+        pool: str,
         encoding: int = wire.Encoding.JSON,
         action: str | None = None,
         message_id: str | int | None = None,
     ) -> asyncio.Future[msgspec.Raw]:
         """Sends a call to the handler that `route` names; `action` is what the client wrote, if that differs.
 
-        The future gets a `wire.CallResult` to decode, or a `TrunklineError`.
+        The future gets a `wire.CallResult` to decode, or a `TrunklineError`. Raises `OVERLOADED`, with the time
+        after which to try again, when the handler's pool has no living worker or is behind.
         """
-        key = (connection.channel, kind, route)
-        subject = self._known.get(key)
-        if subject is None:
+        key = (connection.channel, kind, route, pool)
+        known = self._known.get(key)
+        if known is None:
             # Routes come from manifests, never from clients, so this stays small.
-            subject = self._known[key] = self._subjects.call(*key)
+            subject = self._subjects.call(connection.channel, kind, route)
+            known = self._known[key] = (subject, self._load.pool(connection.channel, pool))
+        subject, load = known
+        if not load.admits(timeout_s):
+            refusals.labels(load.channel, load.name, load.reason()).inc()
+            raise load.refusal(random.random())
         call = wire.Call(
             connection.id,
             connection.channel,
@@ -62,11 +75,16 @@ class Calls:
             connection.identity.claims,
             message_id,
         )
-        return self._caller.request(subject, wire.encode(call), timeout_s + GRACE_S)
+        future = self._caller.request(subject, wire.encode(call), timeout_s + GRACE_S)
+        load.under_way += 1
+        future.add_done_callback(load.done)
+        return future
 
-    async def run(self, connection: Connection, kind: str, route: str, payload: bytes, timeout_s: float) -> wire.CallResult:
+    async def run(
+        self, connection: Connection, kind: str, route: str, payload: bytes, timeout_s: float, *, pool: str
+    ) -> wire.CallResult:
         """Sends a call, and returns its result. Its state, if it has one, becomes the connection's."""
-        return self.settle(connection, await self.start(connection, kind, route, payload, timeout_s))
+        return self.settle(connection, await self.start(connection, kind, route, payload, timeout_s, pool=pool))
 
     def settle(self, connection: Connection, answer: msgspec.Raw) -> wire.CallResult:
         """Decodes an answer and takes its state over."""

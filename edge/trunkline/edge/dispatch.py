@@ -77,6 +77,7 @@ class Dispatcher:
             "$default" if route is None else incoming.action,
             incoming.payload,
             timeout_s,
+            pool=manifest.pool if route is None else route.pool,
             encoding=connection.adapter.encoding,
             action=incoming.action,
             message_id=incoming.message_id,

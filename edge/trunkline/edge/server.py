@@ -234,7 +234,8 @@ class Server:
                     "remote": request.remote,
                 }
             )
-            await self._calls.run(connection, "connect", "$connect", payload, self._settings.call_timeout_s)
+            timeout_s = self._settings.call_timeout_s
+            await self._calls.run(connection, "connect", "$connect", payload, timeout_s, pool=manifest.pool)
 
     async def _run(self, request: web.Request, connection: Connection, response: web.WebSocketResponse) -> Socket:
         if request.transport is None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+from prometheus_client import Gauge
 
 from trunkline.edge.actions import OwnActions
 from trunkline.edge.attachments import Attachments
@@ -18,6 +19,7 @@ from trunkline.edge.dispatch import Dispatcher
 from trunkline.edge.hub import Hub
 from trunkline.edge.lifecycle import Lifecycle
 from trunkline.edge.liveness import Liveness
+from trunkline.edge.load import TICK_S, Load
 from trunkline.edge.manifests import POLL_S, Manifests
 from trunkline.edge.server import Server
 from trunkline.edge.settings import EdgeSettings
@@ -46,6 +48,9 @@ LAST_ENDS_S: Final = 5.0
 
 log = get_logger(__name__)
 
+pool_workers = Gauge("trunkline_pool_workers", "Living workers, as this edge hears them.", ["channel", "pool"])
+pool_wait = Gauge("trunkline_pool_wait_seconds", "How long a call waits for a slot, by the workers.", ["channel", "pool"])
+
 _decode_notice = msgspec.msgpack.Decoder(wire.Notice).decode
 
 
@@ -72,7 +77,8 @@ class EdgeService:
         self._liveness = Liveness(settings.ping_s, settings.pong_s)
         self._manifests = Manifests(self._bus, subjects, self._tasks)
         self._authenticator = Authenticator(settings)
-        calls = Calls(self._caller, subjects)
+        self._load = Load()
+        calls = Calls(self._caller, subjects, self._load)
         self._attachments = Attachments(self._hub, self._caller, subjects, self.edge_id, settings.subscribe_timeout_s)
         subscribing = Subscribing(
             self._hub,
@@ -132,6 +138,7 @@ class EdgeService:
         await self._bus.subscribe(f"{self._subjects.edge(self.edge_id)}.>", self._on_message)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
         await self._streams.start()
+        self._bus.on_reconnect.append(self._load.excuse)
         self._bus.on_reconnect.append(self._attachments.attach_all_again)
         await self._bus.flush()
         self._lifecycle.start(named=self._settings.edge_id is not None)
@@ -140,6 +147,7 @@ class EdgeService:
         self._tasks.start(every(POLL_S, self._manifests.poll), "poll the manifests", essential=True)
         self._tasks.start(self._attachments.run_again(), "attach again", essential=True)
         self._tasks.start(self._attachments.hold(), "hold", essential=True)
+        self._tasks.start(every(TICK_S, self._look_at_pools, jitter=0.0), "look at the pools", essential=True)
         self._tasks.start(every(1.0, self._each_second, jitter=0.0), "each second", essential=True)
         self._url = http_url(self._settings.host, await self._server.listen())
         log.info("edge listens", url=self._url, edge_id=self.edge_id)
@@ -192,10 +200,20 @@ class EdgeService:
 
     def _on_notice(self, message: Message) -> None:
         notice = _decode_notice(message.data).body
-        if isinstance(notice, wire.NewOwner):
-            self._attachments.attach_all_again(frozenset(notice.partitions))
-        else:
-            self._manifests.changed(notice.channel)
+        match notice:
+            case wire.WorkerBeat():
+                self._load.hear(notice)
+            case wire.NewOwner():
+                self._attachments.attach_all_again(frozenset(notice.partitions))
+            case wire.NewManifest():
+                self._manifests.changed(notice.channel)
+
+    def _look_at_pools(self) -> None:
+        if self._bus.connected:
+            self._load.tick()
+        for pool in self._load.pools():
+            pool_workers.labels(pool.channel, pool.name).set(len(pool))
+            pool_wait.labels(pool.channel, pool.name).set(pool.wait_s)
 
     def _each_second(self) -> None:
         self._liveness.look()

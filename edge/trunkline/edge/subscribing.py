@@ -59,11 +59,12 @@ class Subscribing:
         A topic that no `@topic` pattern of the channel covers is closed to its clients.
         """
         check_topic(topic)
-        entry = None if topic.startswith(RESERVED) else self._manifests.required(connection.channel).topic_of(topic)
+        manifest = self._manifests.required(connection.channel)
+        entry = None if topic.startswith(RESERVED) else manifest.topic_of(topic)
         if entry is None:
             raise TrunklineError(ErrorCode.FORBIDDEN, "no @topic of this channel covers this topic")
         payload = msgspec.json.encode({"topic": topic})
-        result = await self._calls.run(connection, operation, entry.pattern, payload, self._timeout_s)
+        result = await self._calls.run(connection, operation, entry.pattern, payload, self._timeout_s, pool=manifest.pool)
         if result.payload != b"true":
             raise TrunklineError(ErrorCode.FORBIDDEN, f"the topic's policy does not allow to {operation}")
         return entry

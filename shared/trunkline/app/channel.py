@@ -80,8 +80,8 @@ class Channel:
 
     The decorators return the function as it is, so that it can be called in tests. A handler begins with `ctx: Context`; of
     its other parameters those with a resource's type get the resource, and the one that is left gets the message. `async`
-    handlers run in the event loop, plain `def` handlers in a thread. Registering raises `ChannelError` for what can be seen
-    at once; what depends on other registrations is checked when a worker starts.
+    handlers run in the event loop, plain `def` handlers (for what computes or blocks) in a thread. Registering raises
+    `ChannelError` for what can be seen at once; what depends on other registrations is checked when a worker starts.
 
     `state` is the type of `ctx.state`, if it is not what `on_connect` returns. `pool` is that of all handlers that name
     none: `trunkline workers APP --pool NAME` runs the handlers of one pool, so that each can be scaled alone. `lifecycle`:

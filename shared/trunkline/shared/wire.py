@@ -48,6 +48,7 @@ __all__ = [
     "Request",
     "Requests",
     "Send",
+    "Served",
     "Since",
     "Subscribe",
     "Top",
@@ -55,6 +56,7 @@ __all__ = [
     "TopicRequest",
     "Tops",
     "Unsubscribe",
+    "WorkerBeat",
     "decode_error",
     "encode",
     "result",
@@ -359,11 +361,32 @@ class NewManifest(msgspec.Struct, array_like=True, gc=False, tag="manifest"):
     channel: str
 
 
+class Served(msgspec.Struct, array_like=True, gc=False, frozen=True, order=True):
+    """A pool of a channel."""
+
+    channel: str
+    pool: str
+
+
+class WorkerBeat(msgspec.Struct, array_like=True, gc=False, tag="worker"):
+    """A worker lives, and runs the handlers of these pools.
+
+    `room`: calls that it can hold, waiting and running. `wait_s`: how long a call that comes now waits for a slot.
+    `leaving`: it takes no more calls.
+    """
+
+    instance: str
+    serves: list[Served]
+    room: int
+    wait_s: float
+    leaving: bool = False
+
+
 class Notice(msgspec.Struct, array_like=True, gc=False):
     """What is published to `edges`."""
 
     version: int
-    body: NewOwner | NewManifest
+    body: NewOwner | NewManifest | WorkerBeat
 
 
 # ------------------------------------------------------------------------------------------------ owners → owners

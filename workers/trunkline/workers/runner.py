@@ -155,6 +155,10 @@ class Runner:
         self._backlog: deque[Work] = deque()
         self._backlog_bytes = 0
         self._busy = 0
+        self.handled = 0
+        """Calls whose handler has ended."""
+        self.handled_s = 0.0
+        """Seconds that those took together, without their time in the backlog."""
         self._idle: list[asyncio.Future[None]] = []
         self._waking = False
         self._finishing = False
@@ -198,6 +202,15 @@ class Runner:
         self._backlog_bytes += work.size_bytes
         self._wake()
 
+    @property
+    def waiting(self) -> int:
+        """What is in the backlog."""
+        return len(self._backlog)
+
+    def oldest_wait_s(self) -> float:
+        """How long the oldest of the backlog has been waiting."""
+        return self._loop.time() - self._backlog[0].arrived_at if self._backlog else 0.0
+
     async def finish(self, timeout_s: float) -> None:
         """Returns when all that was taken is answered; what is not after `timeout_s` is cut off with an error.
 
@@ -233,10 +246,13 @@ class Runner:
             self._backlog_bytes -= work.size_bytes
             self._wake()
             self._busy += 1
+            started_at = self._loop.time()
             try:
                 await self._handle(work, environment)
             finally:
                 self._busy -= 1
+                self.handled += 1
+                self.handled_s += self._loop.time() - started_at
                 self._note_finished()
             if task is not None and task.cancelling() and not self._cutting_off:
                 await _take_cancellation(task)

@@ -23,6 +23,7 @@ from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.workers.announcing import Announcing
+from trunkline.workers.beats import Beats
 from trunkline.workers.effects import BusEffects
 from trunkline.workers.lifecycle import EVENTS, LifecycleEvents
 from trunkline.workers.runner import Runner
@@ -61,6 +62,8 @@ class WorkerService:
             timeout_s=settings.timeout_s,
         )
         self._announcing = Announcing(self._bus, self._caller, self._answerer, self._subjects)
+        room = settings.slots + settings.backlog_calls
+        self._beats = Beats(self._bus, self._subjects, self.instance, self._runner, settings.slots, room)
         self._tasks = Tasks(ROLE, fail)
         self._streams = Streams(self._bus)
         register = Register(self._streams, self._subjects, replicas=settings.bucket_replicas, feed_s=settings.lifecycle_s)
@@ -101,6 +104,8 @@ class WorkerService:
         # The manifest, which makes edges write events, is for all pools.
         await self._lifecycle.start(_routes_of(channels, []), routes, self._settings.slots)
         await self._bus.flush()
+        self._beats.start(routes)
+        self._tasks.start(self._beats.run(), "beat", essential=True)
         self._subscriptions += await self._announcing.start(channels)
         self._tasks.start(self._announcing.run(), "compare manifests", essential=True)
         self._serving = True
@@ -115,6 +120,7 @@ class WorkerService:
         """Takes no more calls, finishes those that it took, closes the resources, disconnects."""
         self._serving = False
         await self._tasks.close(1.0)
+        self._beats.beat(leaving=True)
         await self._drain()
         await self._runner.finish(self._settings.stop_timeout_s * FINISH_SHARE)
         self._answerer.flush()
