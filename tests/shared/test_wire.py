@@ -42,6 +42,7 @@ ENVELOPES: list[type[msgspec.Struct]] = [
     wire.WorkerBeat,
     wire.Notice,
     wire.Beat,
+    wire.EdgeBeat,
     Position,
 ]
 
