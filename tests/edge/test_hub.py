@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trunkline.edge.auth import Identity
 from trunkline.edge.connection import EARLY_BYTES, Connection
@@ -304,3 +306,31 @@ async def test_flushes_are_apart_under_load_and_at_once_after_a_pause() -> None:
     assert loop.time() - started >= 0.15
     assert socket.offsets == [1, 2, 3, 4, 5]
     assert len(socket.writes) == 2
+
+
+publications = st.lists(st.tuples(st.sampled_from([None, "0", "1", "2", "gone"]), st.booleans()), max_size=30)
+
+
+@given(publications=publications)
+async def test_whomever_publications_exclude_nobody_has_a_hole_in_its_offsets(
+    publications: list[tuple[str | None, bool]],
+) -> None:
+    """With connections of two adapters and flushes in between: data for all, and a marker for the one excluded."""
+    hub = Hub(0.0)
+    audience = hub.audience(NAME)
+    audience.sequence.attached(Position(0, "e"), 1)
+    adapters = [CountingAdapter(), CountingAdapter()]
+    clients = [client(hub, str(number), adapters[number % 2]) for number in range(4)]
+    for connection, _ in clients:
+        hub.subscribe(connection, audience)
+    for offset, (exclude, flush) in enumerate(publications, 1):
+        hub.receive(fan(TopicBatch(NAME, "e", 1, [Publication(offset, b"%d" % offset, exclude)])))
+        if flush:
+            await flushed()
+    await flushed()
+    for connection, socket in clients:
+        assert socket.frames == [
+            {"topic": NAME, "offset": offset} | ({"skipped": True} if exclude == connection.id else {"data": offset})
+            for offset, (exclude, _) in enumerate(publications, 1)
+        ]
+    assert [each.encoded for each in adapters] == [len(publications)] * 2, "each is encoded once for all"

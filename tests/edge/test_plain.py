@@ -257,13 +257,22 @@ def test_what_the_edge_says_on_its_own(adapter: Adapter) -> None:
     position = Position(40, "k3Jx")
     at = {"topic": "room.42", "offset": 40, "epoch": "k3Jx"}
     assert unframe(adapter, adapter.lost("room.42", position)) == at | {"lost": True}
-    assert unframe(adapter, adapter.subscribed("room.42", position, [])) == at | {"subscribed": True}
-    last = adapter.subscribed("room.42", position, [Publication(40, b'{"x":1}')])
+    assert unframe(adapter, adapter.skipped("room.42", 19)) == {"topic": "room.42", "offset": 19, "skipped": True}
+    assert unframe(adapter, adapter.subscribed("room.42", position, [], "me")) == at | {"subscribed": True}
+    last = adapter.subscribed("room.42", position, [Publication(40, b'{"x":1}')], "me")
     assert unframe(adapter, last) == at | {"subscribed": True, "messages": [{"offset": 40, "data": {"x": 1}}]}
     ended = unframe(adapter, adapter.unsubscribed("room.42", TrunklineError(ErrorCode.FORBIDDEN, "over")))
     assert ended == {"topic": "room.42", "unsubscribed": True, "error": {"code": "forbidden", "message": "over"}}
     fields: dict[str, object] = {"topic": "room.42", "messages": []}
     assert unframe(adapter, adapter.reply_fields(incoming(adapter, 8), fields)) == {"action": "say", "id": 8} | fields
+
+
+@ADAPTERS
+def test_what_excludes_a_connection_reaches_it_as_a_marker(adapter: Adapter) -> None:
+    publications = [Publication(1, b"1"), Publication(2, b"2", "me"), Publication(3, b"3", "other")]
+    fields: dict[str, object] = {"messages": adapter.messages(publications, "me")}
+    found = unframe(adapter, adapter.reply_fields(incoming(adapter, 8), fields))["messages"]
+    assert found == [{"offset": 1, "data": 1}, {"offset": 2, "skipped": True}, {"offset": 3, "data": 3}]
 
 
 @given(value=values)

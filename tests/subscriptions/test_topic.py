@@ -308,6 +308,18 @@ def test_an_entry_stays_below_its_limit_unless_one_publication_is_larger(sizes: 
     assert topic.next_entry(LIMIT_BYTES) is None
 
 
+def test_keys_count_for_the_limit_of_an_entry() -> None:
+    """Small publications with long keys made entries that no broker took, so that their topic was opened again and again."""
+    log = Log(HISTORY)
+    topic = opened(log)
+    for number in range(30):
+        topic.publish(b"1", f"{number:0>128}", lambda _: None, 0.0, fresh=True, exclude="x" * 128)
+    while (payload := topic.next_entry(LIMIT_BYTES)) is not None:
+        assert len(payload) <= LIMIT_BYTES + 128
+        topic.appended(topic.sequence + 1)
+    assert topic.offset == 30
+
+
 def test_what_waits_for_the_log_is_bounded_and_what_is_refused_leaves_nothing() -> None:
     log = Log(HISTORY)
     topic = opened(log)
@@ -411,6 +423,19 @@ def test_what_another_owner_wrote_is_told_to_the_edges_unless_the_epoch_is_anoth
     topic.doubted()
     opened(log, topic)
     assert topic.take_pending() == [Publication(2, b"2"), Publication(3, b"3")]
+
+
+def test_whom_a_publication_excludes_is_in_the_log() -> None:
+    log = Log(HISTORY)
+    first = opened(log)
+    first.edges.add("edge")
+    first.publish(b"1", None, lambda _: None, 0.0, exclude="e.c")
+    append(log, first)
+    assert first.take_pending() == [Publication(1, b"1", "e.c")]
+    following = opened(log)
+    assert list(following.tail) == [Publication(1, b"1", "e.c")]
+    following.remember(list(log.entries.values()))
+    assert list(following.tail) == [Publication(1, b"1", "e.c")]
 
 
 def test_a_resume_token_counts_when_its_publication_does_and_not_before() -> None:

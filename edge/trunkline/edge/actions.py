@@ -74,7 +74,7 @@ class OwnActions:
         if found.recovered is not None:
             reply["recovered"] = found.recovered
         if found.publications or found.recovered is not None:
-            reply["messages"] = connection.adapter.messages(found.publications)
+            reply["messages"] = connection.adapter.messages(found.publications, connection.id)
         connection.write(connection.adapter.reply_fields(incoming, reply))
 
     async def _unsubscribe(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
@@ -88,8 +88,19 @@ class OwnActions:
         key = fields.get("key")
         if key is not None and not (isinstance(key, str) and 0 < len(key) <= KEY_CHARACTERS):
             raise TrunklineError(ErrorCode.BAD_REQUEST, f"`key` is a string of at most {KEY_CHARACTERS} characters")
+        exclude = fields.get("exclude", False)
+        if not isinstance(exclude, bool):
+            raise TrunklineError(ErrorCode.BAD_REQUEST, "`exclude` is true if this connection is not to hear it")
         await self._subscribing.allow(connection, topic, "publish")
-        position = await publish(self._caller, self._subjects, topic, data, key=key, timeout_s=self._timeout_s)
+        position = await publish(
+            self._caller,
+            self._subjects,
+            topic,
+            data,
+            key=key,
+            exclude=connection.id if exclude else None,
+            timeout_s=self._timeout_s,
+        )
         reply: Fields = {"topic": topic, "offset": position.offset, "epoch": position.epoch}
         connection.write(connection.adapter.reply_fields(incoming, reply))
 
@@ -104,7 +115,7 @@ class OwnActions:
             self._subjects.partition(partition_of(topic)), wire.encode(request), self._timeout_s
         )
         found = decode_recovered(answer)
-        messages = connection.adapter.messages(found.publications)
+        messages = connection.adapter.messages(found.publications, connection.id)
         reply = {"topic": topic, "offset": found.position.offset, "epoch": found.position.epoch, "messages": messages}
         connection.write(connection.adapter.reply_fields(incoming, reply))
 

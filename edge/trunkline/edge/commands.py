@@ -78,5 +78,5 @@ class Commands:
         except TrunklineError as error:
             self._answerer.fail(reply, request_id, error)
         else:
-            connection.write(connection.adapter.subscribed(topic, found.position, found.publications))
+            connection.write(connection.adapter.subscribed(topic, found.position, found.publications, connection.id))
             self._answerer.answer(reply, request_id, wire.result(found.position))

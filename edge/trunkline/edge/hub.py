@@ -8,7 +8,7 @@ flushes are `coalesce_s` apart, so that a thousand publications a second do not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from prometheus_client import Counter, Gauge
@@ -201,11 +201,29 @@ class Hub:
             losses.inc(lost)
         for kept in audience.catching_up:
             kept.extend(told)
+        excluded = {each.exclude for each in told} - {None}
         for adapter, members in audience.subscribers.items():
-            frames = b"".join(
+            parts = [
                 adapter.lost(name, each.position) if isinstance(each, Lost) else adapter.publication(name, each)
                 for each in told
-            )
-            for connection in members:
-                connection.write(frames)
+            ]
+            frames = b"".join(parts)
+            if not excluded:
+                for connection in members:
+                    connection.write(frames)
+            else:
+                for connection in members:
+                    mine = connection.id in excluded
+                    connection.write(b"".join(_with_markers(parts, told, name, connection)) if mine else frames)
             deliveries.inc((len(told) - lost) * len(members))
+
+
+def _with_markers(
+    parts: list[bytes], told: Sequence[Publication | Lost], topic: str, connection: Connection
+) -> Iterable[bytes]:
+    """The frames for a connection that some of these publications exclude."""
+    for part, each in zip(parts, told, strict=True):
+        if each.exclude == connection.id and isinstance(each, Publication):
+            yield connection.adapter.skipped(topic, each.offset)
+        else:
+            yield part

@@ -6,7 +6,7 @@ All subscribers of an edge stand at the same offset, so the check for gaps is ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import partition_of
@@ -22,6 +22,9 @@ class Lost:
     """Publications are missing and cannot be had: subscribers go on from `position`."""
 
     __slots__ = ("position",)
+
+    exclude: ClassVar[None] = None
+    """Everybody hears of a loss."""
 
     def __init__(self, position: Position) -> None:
         self.position = position

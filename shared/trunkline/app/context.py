@@ -36,7 +36,7 @@ class Effects(Protocol):
     async def send(self, connection_id: str, payload: bytes) -> None:
         """Pushes JSON to a connection, at most once, without waiting for its arrival."""
 
-    async def publish(self, topic: str, data: bytes, key: str | None) -> Position:
+    async def publish(self, topic: str, data: bytes, key: str | None, exclude: str | None) -> Position:
         """Publishes JSON into a topic, and returns when it has its position."""
 
     async def subscribe(self, connection_id: str, topic: str) -> Position:
@@ -208,15 +208,16 @@ class Context(Generic[S]):
         """Pushes a message to this connection: see `Connection.send`."""
         await self._connection.send(value)
 
-    async def publish(self, topic: str, value: object, *, key: str | None = None) -> Position:
+    async def publish(self, topic: str, value: object, *, key: str | None = None, exclude: str | None = None) -> Position:
         """Publishes a message, anything pydantic can turn into JSON, into a topic.
 
         Returns its position when nothing can lose it: in a namespace with history, when the log has it. While the topic has
         no owner this asks again, for 8 s or until the call's deadline. Publishing twice with one `key` (of the last 65,536
-        of the topic) publishes once, and returns the first position again. Raises `TrunklineError`: "overloaded", or
-        "no_worker", "unavailable" or "timeout"; after the last two it may or may not have been published.
+        of the topic) publishes once, and returns the first position again. The connection `exclude`, for example
+        `ctx.connection_id`, is not told what was published, only that it has an offset. Raises `TrunklineError`:
+        "overloaded", or "no_worker", "unavailable" or "timeout"; after the last two it may or may not have been published.
         """
-        return await self.environment.effects.publish(check_topic(topic), encode_value(value), key)
+        return await self.environment.effects.publish(check_topic(topic), encode_value(value), key, exclude)
 
     async def subscribe(self, topic: str) -> Position:
         """Subscribes this connection: see `Connection.subscribe`."""

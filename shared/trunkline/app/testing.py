@@ -38,11 +38,12 @@ EPOCH = "test"
 
 
 class Published(NamedTuple):
-    """A publication: where, what, and the position it was given."""
+    """A publication: where, what, the position it was given, and the connection that is not told."""
 
     topic: str
     value: Any
     position: Position
+    exclude: str | None = None
 
 
 class Fed(NamedTuple):
@@ -103,14 +104,14 @@ class _Recorder:
     async def send(self, connection_id: str, payload: bytes) -> None:
         self.connections[connection_id].sent.append(msgspec.json.decode(payload))
 
-    async def publish(self, topic: str, data: bytes, key: str | None) -> Position:
+    async def publish(self, topic: str, data: bytes, key: str | None, exclude: str | None) -> Position:
         if key is not None and (topic, key) in self.keys:
             return self.keys[topic, key]
         self.offsets[topic] += 1
         position = Position(self.offsets[topic], EPOCH)
         if key is not None:
             self.keys[topic, key] = position
-        self.published.append(Published(topic, msgspec.json.decode(data), position))
+        self.published.append(Published(topic, msgspec.json.decode(data), position, exclude))
         return position
 
     async def subscribe(self, connection_id: str, topic: str) -> Position:

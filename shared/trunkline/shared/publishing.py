@@ -26,18 +26,26 @@ _decode_position = msgspec.msgpack.Decoder(Position).decode
 
 
 async def publish(
-    caller: Caller, subjects: Subjects, topic: str, data: bytes, *, key: str | None = None, timeout_s: float = PUBLISH_S
+    caller: Caller,
+    subjects: Subjects,
+    topic: str,
+    data: bytes,
+    *,
+    key: str | None = None,
+    exclude: str | None = None,
+    timeout_s: float = PUBLISH_S,
 ) -> Position:
     """Publishes JSON, and returns its position when nothing can lose it.
 
     While the topic has no owner, or its owner does not answer, this asks again for `timeout_s` seconds. All attempts carry
-    one idempotency key (`key`, or a random one), so an attempt that was served unseen is not served again.
+    one idempotency key (`key`, or a random one), so an attempt that was served unseen is not served again. The connection
+    `exclude` gets a marker in place of the data.
 
     Raises `TrunklineError`: what the owner says, or the last `NO_WORKER`, `TIMEOUT` or `UNAVAILABLE`; after these two it is
     unknown whether the publication exists.
     """
     subject = subjects.partition(partition_of(topic))
-    request = wire.Publish(topic, data, key or secrets.token_urlsafe(9), fresh=key is None)
+    request = wire.Publish(topic, data, key or secrets.token_urlsafe(9), key is None, exclude)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     attempt = 0

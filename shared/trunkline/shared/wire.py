@@ -206,13 +206,15 @@ class Held(msgspec.Struct, array_like=True, gc=False):
 class Publish(msgspec.Struct, array_like=True, gc=False, tag="publish"):
     """Appends `data` (JSON bytes) to a topic. Answered with its `Position`, of the first time if `key` was seen before.
 
-    `fresh`: the key was made for this request, so that nobody can have seen it, and no log need be read to know.
+    `fresh`: the key was made for this request, so that nobody can have seen it, and no log need be read to know. The
+    connection `exclude` is told that there is a publication, and not what it is.
     """
 
     topic: str
     data: bytes
     key: str | None = None
     fresh: bool = False
+    exclude: str | None = None
 
 
 class Since(msgspec.Struct, array_like=True, gc=False, tag="since"):
@@ -246,10 +248,14 @@ TopicRequest = Attach | Detach | Hold | Publish | Release | Since | History
 
 
 class Publication(msgspec.Struct, array_like=True, gc=False):
-    """One publication of a topic; `data` is the publisher's JSON, byte for byte."""
+    """One publication of a topic; `data` is the publisher's JSON, byte for byte.
+
+    The connection `exclude` gets a marker in its place, so that its offsets have no hole.
+    """
 
     offset: int
     data: bytes
+    exclude: str | None = None
 
 
 class Recovered(msgspec.Struct, array_like=True, gc=False):

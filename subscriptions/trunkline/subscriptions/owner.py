@@ -28,6 +28,7 @@ __all__ = ["Owner", "check_json"]
 ENVELOPE_BYTES: Final = 1024
 """Room for the envelope around the largest publication."""
 
+CONNECTION_ID_CHARACTERS: Final = 128
 TOPS_AT_ONCE: Final = 1000
 
 _skip_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -226,6 +227,7 @@ class Owner:
         *,
         fresh: bool = False,
         resume_token: bytes | None = None,
+        exclude: str | None = None,
     ) -> None:
         """Takes a publication; its position is settled once nothing can lose it.
 
@@ -235,8 +237,10 @@ class Owner:
         if len(data) > self._max_payload - ENVELOPE_BYTES:
             most = self._max_payload - ENVELOPE_BYTES
             raise TrunklineError(ErrorCode.TOO_LARGE, f"a publication has at most {most} bytes")
+        if exclude is not None and len(exclude) > CONNECTION_ID_CHARACTERS:
+            raise TrunklineError(ErrorCode.BAD_REQUEST, "`exclude` is no connection id")
         topic = self._topic(name)
-        topic.publish(data, key, settle, self._clock(), fresh=fresh, resume_token=resume_token)
+        topic.publish(data, key, settle, self._clock(), fresh=fresh, resume_token=resume_token, exclude=exclude)
         self.published += 1
         self._note_due(topic)
         if topic.namespace.history:
@@ -302,13 +306,14 @@ class Owner:
         if not pending:  # the topic has another epoch since it became due
             return parts
         for publication in pending:
-            if group and (
-                publication.offset != group[-1].offset + 1 or size + len(publication.data) + 16 > limit - ENVELOPE_BYTES // 2
-            ):
+            more = len(publication.data) + 16
+            if publication.exclude is not None:
+                more += len(publication.exclude)
+            if group and (publication.offset != group[-1].offset + 1 or size + more > limit - ENVELOPE_BYTES // 2):
                 parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, term, group)))
                 group, size = [], 0
             group.append(publication)
-            size += len(publication.data) + 16
+            size += more
         parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, term, group)))
         return parts
 

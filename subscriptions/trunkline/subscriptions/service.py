@@ -328,7 +328,7 @@ class SubscriptionService:
     ) -> None:
         match request:
             case wire.Publish():
-                owner.publish(request.topic, request.data, request.key, settle, fresh=request.fresh)
+                owner.publish(request.topic, request.data, request.key, settle, fresh=request.fresh, exclude=request.exclude)
             case wire.Attach():
                 if owner.is_due(request.topic):
                     # What has an offset up to the position of the answer must be on its way before the answer is.

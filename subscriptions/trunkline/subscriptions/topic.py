@@ -56,6 +56,7 @@ class Logged(msgspec.Struct, array_like=True):
 
     data: bytes
     key: str | None = None
+    exclude: str | None = None
 
 
 class Entry(msgspec.Struct, array_like=True):
@@ -90,14 +91,28 @@ class Loaded(msgspec.Struct):
 
 
 class _Waiting:
-    __slots__ = ("data", "fresh", "key", "resume_token", "settles")
+    __slots__ = ("data", "exclude", "fresh", "key", "resume_token", "settles", "size_bytes")
 
-    def __init__(self, data: bytes, key: str | None, fresh: bool, settle: Settle, resume_token: bytes | None) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        key: str | None,
+        fresh: bool,
+        settle: Settle,
+        resume_token: bytes | None,
+        exclude: str | None,
+    ) -> None:
         self.data = data
         self.key = key
         self.fresh = fresh
         self.resume_token = resume_token
+        self.exclude = exclude
         self.settles = [settle]
+        self.size_bytes = len(data) + OVERHEAD_BYTES
+        if key is not None:
+            self.size_bytes += len(key.encode())
+        if exclude is not None:
+            self.size_bytes += len(exclude)
 
 
 class Topic:
@@ -199,6 +214,7 @@ class Topic:
         *,
         fresh: bool = False,
         resume_token: bytes | None = None,
+        exclude: str | None = None,
     ) -> None:
         """Takes a publication. A `key` that the topic has seen gives the first position again, and publishes nothing.
 
@@ -220,12 +236,12 @@ class Topic:
         if self._waiting_bytes + len(data) > WAITING_BYTES:
             settle(TrunklineError(ErrorCode.OVERLOADED, "too much waits for this topic's log", retry_after_s=0.5))
             return
-        waiting = _Waiting(data, key, fresh and self.open, settle, resume_token)
+        waiting = _Waiting(data, key, fresh and self.open, settle, resume_token, exclude)
         if self.namespace is EPHEMERAL:
             self._commit([waiting])
             return
         self._waiting.append(waiting)
-        self._waiting_bytes += len(data) + OVERHEAD_BYTES
+        self._waiting_bytes += waiting.size_bytes
         if key is not None:
             self._waiting_keys[key] = waiting
 
@@ -235,12 +251,12 @@ class Topic:
             return None
         group: list[_Waiting] = []
         size = 0
-        while self._waiting and (not group or size + len(self._waiting[0].data) + OVERHEAD_BYTES <= limit_bytes):
+        while self._waiting and (not group or size + self._waiting[0].size_bytes <= limit_bytes):
             if self._may_know(self._waiting[0]):
                 self.wants_tail = True
                 break
             waiting = self._waiting.popleft()
-            size += len(waiting.data) + OVERHEAD_BYTES
+            size += waiting.size_bytes
             group.append(waiting)
         if not group:
             return None
@@ -249,7 +265,7 @@ class Topic:
             self.epoch,
             self.offset + 1,
             new_nonce(),
-            [Logged(waiting.data, waiting.key) for waiting in group],
+            [Logged(waiting.data, waiting.key, waiting.exclude) for waiting in group],
             self._sequence,
             self._token_after(group),
         )
@@ -325,7 +341,7 @@ class Topic:
             if entry.epoch == self.epoch:
                 for index, logged in enumerate(entry.publications):
                     offset = entry.offset + index
-                    publications.setdefault(offset, Publication(offset, logged.data))
+                    publications.setdefault(offset, Publication(offset, logged.data, logged.exclude))
                     if logged.key is not None:
                         self._keys.setdefault(logged.key, offset)
         self._settle_known()
@@ -380,7 +396,7 @@ class Topic:
         for index, logged in enumerate(entry.publications):
             if entry.offset + index == self.offset + 1:
                 self.offset += 1
-                publication = Publication(self.offset, logged.data)
+                publication = Publication(self.offset, logged.data, logged.exclude)
                 self._remember(publication, logged.key)
                 if due and self.edges:
                     self.pending.append(publication)
@@ -389,7 +405,7 @@ class Topic:
         self.resume_token = self._token_after(group)
         for waiting in group:
             self.offset += 1
-            publication = Publication(self.offset, waiting.data)
+            publication = Publication(self.offset, waiting.data, waiting.exclude)
             self._remember(publication, waiting.key)
             if self.edges:
                 self.pending.append(publication)
@@ -397,7 +413,7 @@ class Topic:
 
     def _settle(self, waiting: _Waiting, outcome: Position | TrunklineError) -> None:
         if self.namespace is not EPHEMERAL:
-            self._waiting_bytes -= len(waiting.data) + OVERHEAD_BYTES
+            self._waiting_bytes -= waiting.size_bytes
             if waiting.key is not None:
                 self._waiting_keys.pop(waiting.key, None)
         for settle in waiting.settles:

@@ -19,7 +19,7 @@ __all__ = ["BusEffects"]
 
 REQUEST_TIMEOUT_S: Final = 5.0
 
-_CONNECTION_ID = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
+_CONNECTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,63}\Z")
 _decode_position = msgspec.msgpack.Decoder(Position).decode
 
 
@@ -38,9 +38,11 @@ class BusEffects:
             raise TrunklineError(ErrorCode.TOO_LARGE, f"a message of {len(payload)} bytes is too large for the broker")
         self._caller.tell(self._edge(connection_id), body)
 
-    async def publish(self, topic: str, data: bytes, key: str | None) -> Position:
+    async def publish(self, topic: str, data: bytes, key: str | None, exclude: str | None) -> Position:
         """Publishes JSON; see `trunkline.shared.publishing`."""
-        return await publish(self._caller, self._subjects, topic, data, key=key)
+        if exclude is not None:
+            _check(exclude)
+        return await publish(self._caller, self._subjects, topic, data, key=key, exclude=exclude)
 
     async def subscribe(self, connection_id: str, topic: str) -> Position:
         """Subscribes a connection; see `Effects`."""
@@ -63,6 +65,10 @@ class BusEffects:
             raise
 
     def _edge(self, connection_id: str) -> str:
-        if not _CONNECTION_ID.match(connection_id):
-            raise TrunklineError(ErrorCode.BAD_REQUEST, "this is no connection id; use one from `ctx.connection_id`")
+        _check(connection_id)
         return self._subjects.command(connection_id.partition(".")[0])
+
+
+def _check(connection_id: str) -> None:
+    if not _CONNECTION_ID.match(connection_id):
+        raise TrunklineError(ErrorCode.BAD_REQUEST, "this is no connection id; use one from `ctx.connection_id`")

@@ -57,15 +57,18 @@ class Adapter(Protocol):
         """Frames what a handler sends; `payload` is JSON."""
 
     def publication(self, topic: str, publication: Publication) -> bytes:
-        """Frames a publication."""
+        """Frames a publication for those that it does not exclude."""
 
-    def messages(self, publications: list[Publication]) -> list[dict[str, object]]:
-        """Returns publications as the field of a reply."""
+    def skipped(self, topic: str, offset: int) -> bytes:
+        """Frames the marker in place of a publication that excludes the client: its position moves on."""
+
+    def messages(self, publications: list[Publication], connection_id: str) -> list[dict[str, object]]:
+        """Returns publications as the field of a reply to a connection, which those that exclude it reach as markers."""
 
     def lost(self, topic: str, position: Position) -> bytes:
         """Frames *insufficient state*: publications are missing; go on from `position`."""
 
-    def subscribed(self, topic: str, position: Position, publications: list[Publication]) -> bytes:
+    def subscribed(self, topic: str, position: Position, publications: list[Publication], connection_id: str) -> bytes:
         """Frames the start of a subscription that a handler made for the client, and what it gets up to `position`."""
 
     def unsubscribed(self, topic: str, error: TrunklineError) -> bytes:

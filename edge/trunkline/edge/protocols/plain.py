@@ -6,6 +6,7 @@ The edge takes `action` and `id` out and passes every other field on as the byte
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -52,6 +53,21 @@ def _failure_fields(error: TrunklineError) -> dict[str, object]:
 def _subscribed_fields(topic: str, position: Position, messages: list[dict[str, object]]) -> dict[str, object]:
     fields: dict[str, object] = {"topic": topic, "subscribed": True, "offset": position.offset, "epoch": position.epoch}
     return fields | {"messages": messages} if messages else fields
+
+
+def _skipped_fields(topic: str, offset: int) -> dict[str, object]:
+    return {"topic": topic, "offset": offset, "skipped": True}
+
+
+def _messages(
+    publications: list[Publication], connection_id: str, data_of: Callable[[bytes], Raw]
+) -> list[dict[str, object]]:
+    return [
+        {"offset": each.offset, "skipped": True}
+        if each.exclude == connection_id
+        else {"offset": each.offset, "data": data_of(each.data)}
+        for each in publications
+    ]
 
 
 class PlainJson:
@@ -125,17 +141,21 @@ class PlainJson:
             b'{"topic":%s,"offset":%d,"data":%s}' % (_json_encode(topic), publication.offset, publication.data)
         )
 
-    def messages(self, publications: list[Publication]) -> list[dict[str, object]]:
+    def skipped(self, topic: str, offset: int) -> bytes:
+        """See `Adapter`."""
+        return text_frame(_json_encode(_skipped_fields(topic, offset)))
+
+    def messages(self, publications: list[Publication], connection_id: str) -> list[dict[str, object]]:
         """See `Adapter`: the publishers' own bytes."""
-        return [{"offset": each.offset, "data": Raw(each.data)} for each in publications]
+        return _messages(publications, connection_id, Raw)
 
     def lost(self, topic: str, position: Position) -> bytes:
         """See `Adapter`."""
         return text_frame(_json_encode({"topic": topic, "lost": True, "offset": position.offset, "epoch": position.epoch}))
 
-    def subscribed(self, topic: str, position: Position, publications: list[Publication]) -> bytes:
+    def subscribed(self, topic: str, position: Position, publications: list[Publication], connection_id: str) -> bytes:
         """See `Adapter`."""
-        return text_frame(_json_encode(_subscribed_fields(topic, position, self.messages(publications))))
+        return text_frame(_json_encode(_subscribed_fields(topic, position, self.messages(publications, connection_id))))
 
     def unsubscribed(self, topic: str, error: TrunklineError) -> bytes:
         """See `Adapter`."""
@@ -220,17 +240,21 @@ class PlainMsgpack:
         fields = {"topic": topic, "offset": publication.offset, "data": _transcoded(publication.data)}
         return self._frame(None, fields)
 
-    def messages(self, publications: list[Publication]) -> list[dict[str, object]]:
+    def skipped(self, topic: str, offset: int) -> bytes:
         """See `Adapter`."""
-        return [{"offset": each.offset, "data": _transcoded(each.data)} for each in publications]
+        return self._frame(None, _skipped_fields(topic, offset))
+
+    def messages(self, publications: list[Publication], connection_id: str) -> list[dict[str, object]]:
+        """See `Adapter`."""
+        return _messages(publications, connection_id, _transcoded)
 
     def lost(self, topic: str, position: Position) -> bytes:
         """See `Adapter`."""
         return self._frame(None, {"topic": topic, "lost": True, "offset": position.offset, "epoch": position.epoch})
 
-    def subscribed(self, topic: str, position: Position, publications: list[Publication]) -> bytes:
+    def subscribed(self, topic: str, position: Position, publications: list[Publication], connection_id: str) -> bytes:
         """See `Adapter`."""
-        return self._frame(None, _subscribed_fields(topic, position, self.messages(publications)))
+        return self._frame(None, _subscribed_fields(topic, position, self.messages(publications, connection_id)))
 
     def unsubscribed(self, topic: str, error: TrunklineError) -> bytes:
         """See `Adapter`."""
