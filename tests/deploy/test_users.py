@@ -47,12 +47,13 @@ CORE: Final = [
     Row(of.edges, publish="workers subscriptions", subscribe="edge subscriptions"),
     Row(of.manifest("chat", "0123"), publish="workers", subscribe="workers", queue="workers"),
     Row(of.owners, publish="subscriptions", subscribe="subscriptions"),
+    Row(of.inspect_topics, publish="admin", subscribe="subscriptions"),
     # Inboxes: to a role's own, it publishes what proves its connection; others publish answers.
     Row(f"{of.inbox('edge', 'i')}.1", publish="edge", subscribe="edge"),
     Row(f"{of.inbox('workers', 'i')}.1", publish="workers edge subscriptions", subscribe="workers"),
     Row(f"{of.inbox('subscriptions', 'i')}.1", publish="subscriptions edge", subscribe="subscriptions"),
     Row(f"{of.inbox('publisher', 'i')}.1", publish="publisher subscriptions", subscribe="publisher"),
-    Row(f"{of.inbox('admin', 'i')}.1", publish="admin", subscribe="admin"),
+    Row(f"{of.inbox('admin', 'i')}.1", publish="admin subscriptions", subscribe="admin"),
     Row("_INBOX.anybody.1", publish="subscriptions", subscribe="publisher"),
     # Nobody's.
     Row(of.edge("e1")[: -len(".e1")]),

@@ -33,6 +33,7 @@ COMMANDS = {
     "admin": ("trunkline.cli.admin", "Create the streams and buckets of a cluster, and mend them."),
     "publish": ("trunkline.cli.publish", "Publish JSON into a topic."),
     "tail": ("trunkline.cli.tail", "Print the publications of a topic as they come."),
+    "topics": ("trunkline.cli.topics", "List the topics in memory: owners, positions, what feeds them."),
     "health": ("trunkline.cli.health", "Ask a process of this machine whether it is ready."),
     "bench": ("trunkline.cli.bench", "Measure a WebSocket server, this one or another."),
     "faults": ("trunkline.cli.faults", "Break a cluster at random under load, and prove that nothing is lost."),

@@ -25,13 +25,14 @@ def _token(name: str) -> str:
 class Subjects:
     """Builds the subjects under one prefix; several clusters share a NATS by having different prefixes."""
 
-    __slots__ = ("edges", "owners", "prefix", "publish_all")
+    __slots__ = ("edges", "inspect_topics", "owners", "prefix", "publish_all")
 
     def __init__(self, prefix: str = "trunkline") -> None:
         if not _PREFIX.match(prefix):
             raise ValueError(f"prefix {prefix!r} must be tokens of letters, digits, '_' and '-', separated by dots")
         self.prefix = prefix
         self.edges = f"{prefix}.edges"
+        self.inspect_topics = f"{prefix}.inspect.topics"
         self.owners = f"{prefix}.owners"
         self.publish_all = f"{prefix}.publish.>"
 

@@ -19,6 +19,7 @@ from prometheus_client import Counter, Gauge
 from trunkline.app.context import encode_value
 from trunkline.app.feeds import SubscriptionFunction, TopicFeed
 from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.inspection import FunctionStatus
 from trunkline.shared.logs import get_logger, redact
 from trunkline.shared.manifest import Manifest
 from trunkline.shared.positions import Position
@@ -27,7 +28,7 @@ from trunkline.subscriptions.feed import Do, Feed, FeedState
 from trunkline.subscriptions.owner import Owner
 from trunkline.subscriptions.topic import Topic
 
-__all__ = ["MISSING", "FunctionStatus", "Functions"]
+__all__ = ["MISSING", "Functions"]
 
 TRUST_S: Final = 0.1
 GRACE_S: Final = 0.5
@@ -53,15 +54,6 @@ functions_missing = Counter(
 log = get_logger(__name__)
 
 _backoff = partial(backoff_s, base_s=0.2, most_s=30.0)
-
-
-class FunctionStatus(msgspec.Struct, frozen=True):
-    """What `trunkline topics` shows: a `FeedState` or `MISSING`, for how long, and why the last run failed."""
-
-    state: str
-    since_s: float
-    failures: int
-    error: str
 
 
 class _Fed:

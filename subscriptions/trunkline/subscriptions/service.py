@@ -35,6 +35,7 @@ from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.forwarding import Forwarder
 from trunkline.subscriptions.functions import Functions
 from trunkline.subscriptions.gateway import Gateway
+from trunkline.subscriptions.inspecting import Inspector
 from trunkline.subscriptions.log import TopicLog
 from trunkline.subscriptions.namespace import Namespaces
 from trunkline.subscriptions.owner import Owner
@@ -176,6 +177,8 @@ class SubscriptionService:
         self._tasks.start(every(SWEEP_S, self._sweep), "sweep", essential=True)
         await self._ownership.start(START_S)
         await self.undertaker.start()
+        inspector = Inspector(self._bus, self._subjects, self._tasks, self.instance, self._owner, self._functions)
+        await inspector.start()
         self._outsiders = await self._bus.subscribe(self._subjects.publish_all, self._gateway.receive, queue=ROLE)
         await self._bus.flush()
 

@@ -199,6 +199,16 @@ class Topic:
         return self._sequence
 
     @property
+    def tail_bytes(self) -> int:
+        """What `tail` takes in memory."""
+        return self._tail_bytes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What waits for the log, or is on its way there."""
+        return self._waiting_bytes
+
+    @property
     def known_sequence(self) -> int:
         """The entries after this one must be read before the topic can be opened again; 0 if it never was open."""
         return self._sequence if self._doubt is None else self._doubt[0].previous
