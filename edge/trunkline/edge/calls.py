@@ -62,11 +62,37 @@ class Calls:
         if not load.admits(timeout_s):
             refusals.labels(load.channel, load.name, load.reason()).inc()
             raise load.refusal(random.random())
-        call = wire.Call(
+        call = self.envelope(
+            connection,
+            kind,
+            route if action is None else action,
+            payload,
+            timeout_s,
+            encoding=encoding,
+            message_id=message_id,
+        )
+        future = self._caller.request(subject, wire.encode(call), timeout_s + GRACE_S)
+        load.under_way += 1
+        future.add_done_callback(load.done)
+        return future
+
+    @staticmethod
+    def envelope(
+        connection: Connection,
+        kind: str,
+        action: str,
+        payload: bytes,
+        timeout_s: float,
+        *,
+        encoding: int,
+        message_id: str | int | None,
+    ) -> wire.Call:
+        """Returns what a handler is told of a connection and its message."""
+        return wire.Call(
             connection.id,
             connection.channel,
             kind,
-            route if action is None else action,
+            action,
             encoding,
             payload,
             connection.state,
@@ -75,10 +101,6 @@ class Calls:
             connection.identity.claims,
             message_id,
         )
-        future = self._caller.request(subject, wire.encode(call), timeout_s + GRACE_S)
-        load.under_way += 1
-        future.add_done_callback(load.done)
-        return future
 
     async def run(
         self, connection: Connection, kind: str, route: str, payload: bytes, timeout_s: float, *, pool: str

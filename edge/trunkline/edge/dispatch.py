@@ -7,8 +7,9 @@ stateless, and lets TCP hold back a client that sends faster than its handlers a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from prometheus_client import Counter
@@ -16,11 +17,14 @@ from prometheus_client import Counter
 from trunkline.edge.actions import OwnActions
 from trunkline.edge.calls import Calls
 from trunkline.edge.connection import Connection
+from trunkline.edge.events import Events
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.adapter import Incoming
 from trunkline.edge.protocols.plain import JSON, MSGPACK
 from trunkline.edge.socket import Socket
 from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.manifest import ActionEntry
+from trunkline.shared.tasks import Tasks
 
 __all__ = ["Dispatcher"]
 
@@ -34,9 +38,19 @@ errors = Counter("trunkline_error_frames_total", "Error frames to clients.", ["c
 class Dispatcher:
     """Handles the messages of all connections of an edge."""
 
-    def __init__(self, manifests: Manifests, calls: Calls, actions: OwnActions, timeout_s: float) -> None:
+    def __init__(
+        self,
+        manifests: Manifests,
+        calls: Calls,
+        events: Events,
+        actions: OwnActions,
+        tasks: Tasks,
+        timeout_s: float,
+    ) -> None:
         self._manifests = manifests
         self._calls = calls
+        self._events = events
+        self._tasks = tasks
         self._actions = actions
         self._timeout_s = timeout_s
 
@@ -71,6 +85,9 @@ class Dispatcher:
         if route is None and not manifest.default:
             raise TrunklineError(ErrorCode.UNKNOWN_ACTION, "no handler for this action, and no default")
         timeout_s = self._timeout_s if route is None or route.timeout_s is None else route.timeout_s
+        if route is not None and route.durable:
+            await self._log(connection, incoming, route, timeout_s)
+            return
         future = self._calls.start(
             connection,
             "message",
@@ -87,6 +104,26 @@ class Dispatcher:
             future.add_done_callback(partial(self._finish_concurrent, connection, incoming))
         else:
             self._reply(connection, incoming, await future)
+
+    async def _log(self, connection: Connection, incoming: Incoming, route: ActionEntry, timeout_s: float) -> None:
+        work = self._events.handle(connection, incoming, route, timeout_s)
+        if not route.concurrent or connection.concurrent >= CONCURRENT_CALLS:
+            _write(connection, await work)
+            return
+        connection.concurrent += 1
+        self._tasks.start(self._log_concurrently(connection, incoming, work), "log a message")
+        await asyncio.sleep(0)  # it is logged before the next one
+
+    async def _log_concurrently(
+        self, connection: Connection, incoming: Incoming, work: Coroutine[Any, Any, bytes | None]
+    ) -> None:
+        try:
+            _write(connection, await work)
+        except TrunklineError as error:
+            errors.labels(_label(error)).inc()
+            connection.write(connection.adapter.error(incoming, error))
+        finally:
+            connection.concurrent -= 1
 
     def _reply(self, connection: Connection, incoming: Incoming, answer: msgspec.Raw) -> None:
         result = self._calls.settle(connection, answer)
@@ -105,6 +142,11 @@ class Dispatcher:
             connection.write(connection.adapter.error(incoming, failure))
         else:
             raise failure
+
+
+def _write(connection: Connection, frame: bytes | None) -> None:
+    if frame is not None:
+        connection.write(frame)
 
 
 _CODES: Final = frozenset(code.code for code in ErrorCode)

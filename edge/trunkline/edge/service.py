@@ -16,6 +16,7 @@ from trunkline.edge.auth import Authenticator
 from trunkline.edge.calls import Calls
 from trunkline.edge.commands import Commands
 from trunkline.edge.dispatch import Dispatcher
+from trunkline.edge.events import Events
 from trunkline.edge.hub import Hub
 from trunkline.edge.lifecycle import Lifecycle
 from trunkline.edge.liveness import Liveness
@@ -79,6 +80,7 @@ class EdgeService:
         self._authenticator = Authenticator(settings)
         self._load = Load()
         calls = Calls(self._caller, subjects, self._load)
+        self._events = Events(self._bus, self._streams, calls, subjects, self.edge_id, ROLE)
         self._attachments = Attachments(self._hub, self._caller, subjects, self.edge_id, settings.subscribe_timeout_s)
         subscribing = Subscribing(
             self._hub,
@@ -98,7 +100,7 @@ class EdgeService:
         )
         self._commands = Commands(self._hub, subscribing, self._answerer, self._tasks, self._liveness.expire)
         self._lifecycle = Lifecycle(self._bus, register, subjects, self._tasks, self.edge_id)
-        dispatcher = Dispatcher(self._manifests, calls, actions, settings.call_timeout_s)
+        dispatcher = Dispatcher(self._manifests, calls, self._events, actions, self._tasks, settings.call_timeout_s)
         self._server = Server(
             settings,
             self.edge_id,
@@ -113,11 +115,14 @@ class EdgeService:
             self._tasks,
             self._reasons,
         )
+        self._root_characters = len(subjects.edge(self.edge_id)) + 1
         self._receivers = {
-            subjects.fan(self.edge_id): self._hub.receive,
-            subjects.tops(self.edge_id): self._hub.compare,
-            subjects.command(self.edge_id): self._commands.receive,
-            subjects.beat(self.edge_id): self._lifecycle.heard,
+            "fan": self._hub.receive,
+            "tops": self._hub.compare,
+            "command": self._commands.receive,
+            "beat": self._lifecycle.heard,
+            "reply": self._caller.receive,
+            "handled": self._events.receive,
         }
 
     @property
@@ -161,6 +166,7 @@ class EdgeService:
         await self._authenticator.stop()
         await self._lifecycle.stop(min(LAST_ENDS_S, self._settings.stop_timeout_s / 4))
         self._caller.stop()
+        self._events.stop()
         self._streams.stop()
         await self._tasks.close(2.0)
         await self._bus.stop()
@@ -192,11 +198,7 @@ class EdgeService:
         return reasons
 
     def _on_message(self, message: Message) -> None:
-        receive = self._receivers.get(message.subject)
-        if receive is not None:
-            receive(message)
-        else:
-            self._caller.receive(message)
+        self._receivers[message.subject[self._root_characters :].partition(".")[0]](message)
 
     def _on_notice(self, message: Message) -> None:
         notice = _decode_notice(message.data).body

@@ -5,7 +5,7 @@ from trunkline.app.context import Connection, Context
 from trunkline.app.errors import ChannelError, Reject
 from trunkline.app.feeds import TopicFeed
 from trunkline.app.routes import Next
-from trunkline.app.types import Disconnect, Kind, Operation
+from trunkline.app.types import Delivery, Disconnect, Kind, Operation
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 
@@ -15,6 +15,7 @@ __all__ = [
     "CloseCode",
     "Connection",
     "Context",
+    "Delivery",
     "Disconnect",
     "ErrorCode",
     "Kind",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 from pydantic.errors import PydanticUserError
 
+from trunkline.app.durable import BACKOFF_S, RETRIES, Ack, Durable, Order, key_function, key_signature
 from trunkline.app.errors import ChannelError, where
 from trunkline.app.feeds import SubscriptionFunction, TopicFeed, check_generator
 from trunkline.app.routes import Middleware, Route
@@ -35,7 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
 class _Handler:
-    __slots__ = ("action", "concurrent", "function", "kind", "pool", "signature", "timeout_s")
+    __slots__ = ("action", "concurrent", "durable", "function", "kind", "pool", "signature", "timeout_s")
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class _Handler:
         *,
         timeout_s: float | None = None,
         concurrent: bool = False,
+        durable: Durable | None = None,
     ) -> None:
         self.kind = kind
         self.action = action
@@ -53,6 +55,7 @@ class _Handler:
         self.pool = pool
         self.timeout_s = timeout_s
         self.concurrent = concurrent
+        self.durable = durable
         self.signature = Signature()
 
 
@@ -134,12 +137,38 @@ class Channel:
         return self._add(_Handler(Kind.DISCONNECT, DISCONNECT, function, self._pool), function)
 
     def on(
-        self, action: str, *, timeout_s: float | None = None, concurrent: bool = False, pool: str | None = None
+        self,
+        action: str,
+        *,
+        timeout_s: float | None = None,
+        concurrent: bool = False,
+        pool: str | None = None,
+        durable: bool = False,
+        retries: int = RETRIES,
+        backoff_s: float | Sequence[float] = BACKOFF_S,
+        ack: Ack = "handled",
+        order: Order | None = None,
+        key: str | None = None,
     ) -> Callable[[F], F]:
         """Registers `(ctx, message) -> result` for an action.
 
         `timeout_s` is the longest a call may take (the worker's setting by default). A connection's messages are handled one
         after the other; those of a `concurrent` action are not waited for. `pool`: whose workers run it (the channel's).
+
+        Messages of a `durable` action are logged, and handled at least once: again when the handler raised (other than
+        `Reject`), took too long, or its worker died, up to `retries` times, after the pauses `backoff_s` (the last one
+        holds for all further ones). What has failed each time becomes a dead letter (`trunkline dead`). `ctx.delivery` tells
+        the attempts apart, and `ctx.publish` publishes once in all of them. The rest is for durable actions, too:
+
+        `ack`: the client hears of its message when it is `"handled"` (or, if that takes longer than `timeout_s`, gets the
+        error "accepted"), or as soon as it is `"logged"`.
+
+        `order`: messages of one `"connection"`, of one `"user"`, or with one key (a function of the message, plain and fast,
+        that returns it) are handled one at a time, in the order in which they were logged, also when one has to be
+        tried again. All keys share 32 queues, so a message that waits for its next attempt holds back 1/32 of them.
+
+        `key`: a field of the message, a string or an integer. Messages of one user (of one connection, without a user) with
+        the same key within two minutes are one message. Without it, the frame's `id` is the key, on its connection.
         """
         if not action or len(action) > ACTION_CHARACTERS or not action.isprintable():
             raise ChannelError(f"{self}: action {action[:20]!r}: use 1 to {ACTION_CHARACTERS} printable characters")
@@ -147,9 +176,22 @@ class Channel:
             raise ChannelError(f"{self}: action {action!r}: names that begin with '$' are reserved")
         if timeout_s is not None and timeout_s <= 0:
             raise ChannelError(f"{self}: action {action!r}: timeout_s must be more than 0")
+        declared = None
+        if durable:
+            try:
+                declared = Durable(retries, backoff_s, ack, order, key)
+            except ValueError as error:
+                raise ChannelError(f"{self}: action {action!r}: {error}") from None
+            if concurrent and callable(order):
+                raise ChannelError(
+                    f"{self}: action {action!r}: what is not waited for has no order; leave out `concurrent` or `order`"
+                )
+        elif (retries, backoff_s, ack, order, key) != (RETRIES, BACKOFF_S, "handled", None, None):
+            raise ChannelError(f"{self}: action {action!r}: retries, backoff_s, ack, order and key belong to durable=True")
         own = self._pool if pool is None else _check_pool(pool, f"{self}: action {action!r}")
         return lambda function: self._add(
-            _Handler(Kind.MESSAGE, action, function, own, timeout_s=timeout_s, concurrent=concurrent), function
+            _Handler(Kind.MESSAGE, action, function, own, timeout_s=timeout_s, concurrent=concurrent, durable=declared),
+            function,
         )
 
     def default(self, function: F) -> F:
@@ -318,8 +360,14 @@ class Channel:
                 self._middleware,
                 timeout_s=handler.timeout_s,
                 pool=handler.pool,
+                durable=handler.durable,
             )
             for handler in self._handlers.values()
+        ]
+        routes += [
+            self._order_route(handler, handler.durable.order, states)
+            for handler in self._handlers.values()
+            if handler.durable is not None and callable(handler.durable.order)
         ]
         for policy in self._policies.values():
             routes += [
@@ -347,6 +395,13 @@ class Channel:
                 f"with @channel.topic({pattern!r}); it returns True for who may (False, if only ctx.subscribe shall)"
             )
         return SubscriptionFunction(self.name, feed.pattern, feed.linger_s, feed.function, signature)
+
+    def _order_route(self, handler: _Handler, order: Callable[[Any], str], states: StateCodec) -> Route:
+        signature = handler.signature
+        if signature.body is None:
+            raise ChannelError(f"{where(handler.function)}: has no message, from which `order` could make a key")
+        ask = key_function(order, signature.body[0])
+        return Route(self.name, Kind.ORDER, handler.action, ask, key_signature(signature), states, [], pool=handler.pool)
 
     def _state_codec(self) -> StateCodec:
         connect = self._handlers.get((Kind.CONNECT, CONNECT))
@@ -415,12 +470,16 @@ def _check_function(function: Callable[..., Any]) -> None:
 
 
 def _action_entry(handler: _Handler) -> ActionEntry:
-    signature = handler.signature
+    signature, durable = handler.signature, handler.durable
     body = None if signature.body is None else signature.body[1]
     return ActionEntry(
         timeout_s=handler.timeout_s,
         concurrent=handler.concurrent,
         pool=handler.pool,
+        durable=durable is not None,
+        ack="handled" if durable is None else durable.ack,
+        order=None if durable is None else durable.order_name,
+        key=None if durable is None else durable.key,
         message=_schema(body, handler, "validation"),
         result=_schema(None if signature.returns in (UNKNOWN, type(None)) else signature.returns, handler, "serialization"),
     )

@@ -12,7 +12,7 @@ import structlog
 from typing_extensions import TypeVar
 
 from trunkline.app.state import StateCodec
-from trunkline.app.types import Kind
+from trunkline.app.types import Delivery, Kind
 from trunkline.shared.errors import CloseCode
 from trunkline.shared.logs import get_logger
 from trunkline.shared.positions import Position
@@ -50,16 +50,36 @@ class Effects(Protocol):
 
 
 class Environment:
-    """What all calls of a process share. `executor` runs sync handlers."""
+    """What a handler runs in: one for all calls of a process, and one for each attempt at an event, its `delivery`.
 
-    __slots__ = ("effects", "executor", "resources")
+    `executor` runs sync handlers.
+    """
+
+    __slots__ = ("_numbers", "delivery", "effects", "executor", "resources")
 
     def __init__(
-        self, effects: Effects, resources: Mapping[Any, Any] | None = None, executor: Executor | None = None
+        self,
+        effects: Effects,
+        resources: Mapping[Any, Any] | None = None,
+        executor: Executor | None = None,
+        delivery: Delivery | None = None,
     ) -> None:
         self.effects = effects
         self.resources = resources or {}
         self.executor = executor
+        self.delivery = delivery
+        self._numbers: dict[str, int] = {}
+
+    def of(self, delivery: Delivery) -> Environment:
+        """Returns the environment of one attempt at an event."""
+        return Environment(self.effects, self.resources, self.executor, delivery)
+
+    def publication_key(self, topic: str) -> str | None:
+        """Returns the key of the next publication in a topic: the same one in every attempt at an event."""
+        if self.delivery is None:
+            return None
+        number = self._numbers[topic] = self._numbers.get(topic, 0) + 1
+        return f"event:{self.delivery.event_id}:{number}"
 
 
 class Connecting(msgspec.Struct):
@@ -94,7 +114,7 @@ class Connection:
         """Pushes a message, anything pydantic can turn into JSON, to this socket.
 
         At most once: a connection that is gone is not noticed. Messages from one handler arrive in the order of the calls,
-        and before the reply of the handler.
+        and before the reply of the handler. Each attempt at a durable action sends again.
         """
         await self._effects.send(self.connection_id, encode_value(value))
 
@@ -168,6 +188,11 @@ class Context(Generic[S]):
         return self._call.message_id
 
     @property
+    def delivery(self) -> Delivery | None:
+        """Which attempt at a durable action this is; None for everything else."""
+        return self.environment.delivery
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """The HTTP headers of the handshake that the edge passes on, in lower case. In `on_connect` only."""
         return _decode_connecting(self._call.payload).headers if self.kind is Kind.CONNECT else {}
@@ -213,11 +238,16 @@ class Context(Generic[S]):
 
         Returns its position when nothing can lose it: in a namespace with history, when the log has it. While the topic has
         no owner this asks again, for 8 s or until the call's deadline. Publishing twice with one `key` (of the last 65,536
-        of the topic) publishes once, and returns the first position again. The connection `exclude`, for example
-        `ctx.connection_id`, is not told what was published, only that it has an offset. Raises `TrunklineError`:
-        "overloaded", or "no_worker", "unavailable" or "timeout"; after the last two it may or may not have been published.
+        of the topic) publishes once, and returns the first position again. In a durable action the key is, if none is
+        given, made of the event and of how many publications in this topic came before, so that a further attempt publishes
+        nothing twice. The connection `exclude`, for example `ctx.connection_id`, is not told what was published, only that
+        it has an offset. Raises `TrunklineError`: "overloaded", or "no_worker", "unavailable" or "timeout"; after the last
+        two it may or may not have been published.
         """
-        return await self.environment.effects.publish(check_topic(topic), encode_value(value), key, exclude)
+        topic = check_topic(topic)
+        if key is None:
+            key = self.environment.publication_key(topic)
+        return await self.environment.effects.publish(topic, encode_value(value), key, exclude)
 
     async def subscribe(self, topic: str) -> Position:
         """Subscribes this connection: see `Connection.subscribe`."""

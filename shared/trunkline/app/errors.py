@@ -9,7 +9,7 @@ from typing import Any
 
 from trunkline.shared.errors import ErrorCode, TrunklineError
 
-__all__ = ["ChannelError", "Reject", "where"]
+__all__ = ["ChannelError", "PayloadError", "Reject", "where"]
 
 
 class Reject(TrunklineError):  # noqa: N818  # users read `raise Reject(…)` as a sentence
@@ -20,6 +20,10 @@ class Reject(TrunklineError):  # noqa: N818  # users read `raise Reject(…)` as
 
     def __init__(self, message: str, *, code: str = ErrorCode.REJECTED.code, detail: Any = None, status: int = 403) -> None:
         super().__init__(code, message, detail=detail, status=status)
+
+
+class PayloadError(TrunklineError):
+    """The payload is not what the handler takes, so that trying again is of no use."""
 
 
 class ChannelError(Exception):

@@ -14,7 +14,8 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from trunkline.app.context import Connecting, Context, Environment
-from trunkline.app.errors import ChannelError, where
+from trunkline.app.durable import Durable
+from trunkline.app.errors import ChannelError, PayloadError, where
 from trunkline.app.signatures import UNKNOWN, Signature, adapter_of
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Disconnect, Kind, Operation
@@ -46,7 +47,18 @@ _encode_msgpack = msgspec.msgpack.Encoder().encode
 class Route:
     """One handler for one kind of call. `action` is the last token of the subject on which it is asked."""
 
-    __slots__ = ("_arguments", "_chain", "_result", "_states", "action", "channel", "kind", "pool", "timeout_s")
+    __slots__ = (
+        "_arguments",
+        "_chain",
+        "_result",
+        "_states",
+        "action",
+        "channel",
+        "durable",
+        "kind",
+        "pool",
+        "timeout_s",
+    )
 
     def __init__(
         self,
@@ -61,7 +73,9 @@ class Route:
         timeout_s: float | None = None,
         pattern: TopicPattern | None = None,
         pool: str = DEFAULT_POOL,
+        durable: Durable | None = None,
     ) -> None:
+        self.durable = durable
         self.channel = channel
         self.kind = kind
         self.action = action
@@ -75,14 +89,14 @@ class Route:
             self._chain = _around(each, self._chain)
 
     async def __call__(self, call: Call, environment: Environment) -> CallResult:
-        """Runs the handler. Raises what it raises; `TrunklineError("invalid")` for a payload that its type refuses."""
+        """Runs the handler. Raises what it raises; `PayloadError` for a payload that its type refuses."""
         context: Context[Any] = Context(call, self.kind, environment, self._states)
         try:
             context.arguments = self._arguments(context, call)
         except ValidationError as error:
             raise _invalid(error) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise TrunklineError(ErrorCode.BAD_REQUEST, f"the payload cannot be decoded: {error}") from None
+            raise PayloadError(ErrorCode.BAD_REQUEST, f"the payload cannot be decoded: {error}") from None
         result = await self._chain(context)
         payload = self._result(context, call.encoding, result)
         return CallResult(payload, context.changed_state())
@@ -165,12 +179,12 @@ def _policy_arguments(kind: Kind, function: Callable[..., Any], signature: Signa
     return arguments
 
 
-def _invalid(error: ValidationError) -> TrunklineError:
+def _invalid(error: ValidationError) -> PayloadError:
     mistakes = error.errors(include_url=False, include_context=False, include_input=False)[:MISTAKES_SHOWN]
     detail = [{"loc": list(each["loc"]), "msg": each["msg"], "type": each["type"]} for each in mistakes]
     place = ".".join(str(part) for part in mistakes[0]["loc"]) or "payload"
     more = f" (and {error.error_count() - 1} more)" if len(mistakes) > 1 else ""
-    return TrunklineError(ErrorCode.INVALID, f"{place}: {mistakes[0]['msg']}{more}", detail=detail)
+    return PayloadError(ErrorCode.INVALID, f"{place}: {mistakes[0]['msg']}{more}", detail=detail)
 
 
 # ------------------------------------------------------------------------------------------------ result → payload
@@ -183,7 +197,7 @@ def _result_of(kind: Kind, function: Callable[..., Any], signature: Signature) -
         return _new_state
     if kind in (Kind.CONNECTED, Kind.DISCONNECT):
         return lambda _context, _encoding, _value: None
-    if kind is not Kind.MESSAGE:
+    if kind not in (Kind.MESSAGE, Kind.ORDER):
         if signature.returns not in (bool, UNKNOWN):
             raise ChannelError(f"{where(function)}: a topic policy returns a bool")
         return _verdict
@@ -195,7 +209,7 @@ def _result_of(kind: Kind, function: Callable[..., Any], signature: Signature) -
     def encode(_context: Context[Any], encoding: int, value: Any) -> bytes | None:
         if value is None:
             return None
-        if encoding == Encoding.MSGPACK:
+        if encoding == Encoding.MSGPACK and kind is Kind.MESSAGE:
             return _encode_msgpack(adapter.dump_python(value, mode="json", by_alias=True, warnings="error"))
         return adapter.dump_json(value, by_alias=True, warnings="error")
 

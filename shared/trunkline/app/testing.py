@@ -27,7 +27,7 @@ from trunkline.app.channel import Channel
 from trunkline.app.context import Context, Environment, encode_value
 from trunkline.app.feeds import TopicFeed
 from trunkline.app.state import StateCodec
-from trunkline.app.types import Kind
+from trunkline.app.types import Delivery, Kind
 from trunkline.shared.positions import Position
 from trunkline.shared.wire import Call, Encoding
 
@@ -140,6 +140,7 @@ class RecordingContext(Context[Any]):
         connection_id: str = "edge.connection",
         message_id: str | int | None = None,
         headers: dict[str, str] | None = None,
+        delivery: Delivery | None = None,
     ) -> None:
         call = Call(
             connection_id=connection_id,
@@ -155,7 +156,7 @@ class RecordingContext(Context[Any]):
             message_id=message_id,
         )
         self._recorder = _Recorder()
-        super().__init__(call, kind, Environment(self._recorder), StateCodec())
+        super().__init__(call, kind, Environment(self._recorder, delivery=delivery), StateCodec())
         if state is not None:
             self.state = state
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
-__all__ = ["Disconnect", "Kind", "Operation"]
+__all__ = ["Delivery", "Disconnect", "Kind", "Operation"]
 
 
 class Kind(StrEnum):
@@ -14,6 +15,7 @@ class Kind(StrEnum):
     CONNECT = "connect"
     MESSAGE = "message"
     CONNECTED = "connected"
+    ORDER = "order"
     DISCONNECT = "disconnect"
     SUBSCRIBE = "subscribe"
     PUBLISH = "publish"
@@ -41,3 +43,12 @@ class Disconnect:
     reason: str = ""
     opened_at: float = field(default=0.0, compare=False)
     at: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Which attempt at an event this is, from 1. `event_id` is the same in all of them; `first_at` is when it was logged."""
+
+    attempt: int
+    event_id: str
+    first_at: datetime

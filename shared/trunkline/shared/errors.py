@@ -34,6 +34,7 @@ class ErrorCode(Enum):
     INVALID = ("invalid", 400, False)
     REJECTED = ("rejected", 401, False)
     NOT_SUBSCRIBED = ("not_subscribed", 402, False)
+    ACCEPTED = ("accepted", 408, False)
     GONE = ("gone", 410, False)
     TOO_LARGE = ("too_large", 413, False)
     NO_WORKER = ("no_worker", 503, True)

@@ -97,11 +97,19 @@ class _Entry(BaseModel):
 
 
 class ActionEntry(_Entry):
-    """An action. `timeout_s` None: the edge's own. The schemas are JSON Schema, None where there is none."""
+    """An action. `timeout_s` None: the edge's own. The schemas are JSON Schema, None where there is none.
+
+    A `durable` one is logged. Then `ack` says when the client hears of it, `order` what keeps its order (`key`: what a
+    worker answers that is asked for it), and `key` names a field of the message by which repetitions are known.
+    """
 
     timeout_s: float | None = None
     concurrent: bool = False
     pool: str = DEFAULT_POOL
+    durable: bool = False
+    ack: str = "handled"
+    order: str | None = None
+    key: str | None = None
     message: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
 

@@ -21,7 +21,7 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.metrics import drops
 
-__all__ = ["Answerer", "Caller"]
+__all__ = ["Answerer", "Caller", "UnansweredError"]
 
 SWEEP_S: Final = 0.05
 ITEM_OVERHEAD_BYTES: Final = 32
@@ -29,6 +29,10 @@ ITEM_OVERHEAD_BYTES: Final = 32
 log = get_logger(__name__)
 
 _decode_answers = msgspec.msgpack.Decoder(wire.Answers).decode
+
+
+class UnansweredError(TrunklineError):
+    """There was no answer; the reason is known on this side only."""
 
 
 class _Waiting:
@@ -89,18 +93,23 @@ class Caller:
         return len(self._waiting)
 
     def request(self, subject: str, body: bytes, timeout_s: float) -> asyncio.Future[msgspec.Raw]:
-        """Asks whoever listens on `subject`. The future gets the result, or a `TrunklineError`: the answer's own,
-        `NO_WORKER` if nobody listens, `TIMEOUT`, `UNAVAILABLE` while the broker is away, `TOO_LARGE`.
+        """Asks whoever listens on `subject`. The future gets the result, or a `TrunklineError`: the answer's own, or (as an
+        `UnansweredError`) `NO_WORKER` if nobody listens, `TIMEOUT`, `UNAVAILABLE` while the broker is away, `TOO_LARGE`.
 
         Cancelling the future forgets the request; it may still be served.
         """
+        request_id, future = self.expect(timeout_s)
+        self._gather(subject, request_id, body)
+        return future
+
+    def expect(self, timeout_s: float) -> tuple[int, asyncio.Future[msgspec.Raw]]:
+        """Returns an id, and what becomes of a request that reaches its answerer under this id some other way."""
         self._last_id = request_id = self._last_id + 1
         waiting = _Waiting(self._loop.create_future(), self._loop.time() + timeout_s)
         self._waiting[request_id] = waiting
-        self._gather(subject, request_id, body)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-        return waiting.future
+        return request_id, waiting.future
 
     def tell(self, subject: str, body: bytes) -> None:
         """Sends a request that wants no answer, in order with the others for that subject."""
@@ -163,7 +172,7 @@ class Caller:
     def _fail(self, request_id: int, code: str, message: str, retry_after_s: float | None = None) -> None:
         waiting = self._waiting.pop(request_id, None)
         if waiting is not None and not waiting.future.done():
-            waiting.future.set_exception(TrunklineError(code, message, retry_after_s=retry_after_s))
+            waiting.future.set_exception(UnansweredError(code, message, retry_after_s=retry_after_s))
 
     def _fail_batch(self, number: int) -> None:
         for request_id in [key for key, waiting in self._waiting.items() if waiting.batch == number]:

@@ -18,7 +18,7 @@ from trunkline.shared.client import encode_headers
 from trunkline.shared.errors import ErrorCode, MissingError, TrunklineError
 from trunkline.shared.metrics import drops
 
-__all__ = ["Consumer", "Drift", "Entry", "FencedError", "Settle", "Stream", "Streams"]
+__all__ = ["Appended", "Consumer", "Drift", "Entry", "FencedError", "Lag", "Settle", "Stream", "Streams"]
 
 TIMEOUT_S: Final = 5.0
 SWEEP_S: Final = 0.05
@@ -52,6 +52,21 @@ class FencedError(TrunklineError):
 
     def __init__(self) -> None:
         super().__init__(ErrorCode.UNAVAILABLE, "somebody else has written here; try again", retry_after_s=0.1)
+
+
+class Appended(msgspec.Struct, frozen=True, rename={"sequence": "seq"}):
+    """Where a message is. `duplicate`: it was there already."""
+
+    sequence: int = 0
+    duplicate: bool = False
+
+
+class Lag(msgspec.Struct, frozen=True, rename={"waiting": "num_pending", "under_way": "num_ack_pending"}):
+    """What a consumer has before it: messages that wait, and messages that are with its pullers."""
+
+    name: str = ""
+    waiting: int = 0
+    under_way: int = 0
 
 
 class Entry(msgspec.Struct, frozen=True, rename={"sequence": "seq"}):
@@ -149,9 +164,14 @@ class _Error(msgspec.Struct):
     description: str = ""
 
 
-class _Acknowledgement(msgspec.Struct):
+class _Acknowledgement(Appended, frozen=True):
     error: _Error | None = None
-    seq: int = 0
+
+
+class _Consumers(msgspec.Struct):
+    error: _Error | None = None
+    consumers: list[Lag] = []
+    total: int = 0
 
 
 class _Got(msgspec.Struct):
@@ -179,6 +199,7 @@ _decode_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
 _decode_got = msgspec.json.Decoder(_Got).decode
 _decode_info = msgspec.json.Decoder(_Info).decode
 _decode_names = msgspec.json.Decoder(_Names).decode
+_decode_consumers = msgspec.json.Decoder(_Consumers).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -254,6 +275,10 @@ class Streams:
         header = _FENCE % expected_last
         self._send(subject, payload, header, _sequence_of, settle)
 
+    def append_once(self, subject: str, payload: bytes, message_id: str) -> asyncio.Future[Appended]:
+        """Like `append` with a `message_id`; the future tells whether it was there already."""
+        return self._ask(subject, payload, {"Nats-Msg-Id": message_id}, _appended_of)
+
     # ------------------------------------------------------------------ reading
 
     async def last(self, stream: str, subject: str) -> Entry | None:
@@ -286,6 +311,18 @@ class Streams:
             entries += batch
             more = more and bool(batch)
         return entries
+
+    async def lags(self, stream: str) -> list[Lag]:
+        """Returns what the consumers of a stream have before them."""
+        lags: list[Lag] = []
+        while True:
+            request = _encode({"offset": len(lags)})
+            page: _Consumers = await self._ask(f"{API}.CONSUMER.LIST.{stream}", request, None, _decode_consumers)
+            if page.error is not None:
+                raise _error_of(page.error)
+            lags += page.consumers
+            if not page.consumers or len(lags) >= page.total:
+                return lags
 
     async def subjects(self, stream: str, pattern: str) -> frozenset[str]:
         """Returns the subjects of a stream that have a message, from the stream's leader; at most 100,000 of them."""
@@ -457,11 +494,15 @@ def _nothing(_data: bytes) -> None:
     return None
 
 
-def _sequence_of(data: bytes) -> int:
+def _appended_of(data: bytes) -> Appended:
     acknowledgement = _decode_acknowledgement(data)
     if acknowledgement.error is not None:
         raise _error_of(acknowledgement.error)
-    return acknowledgement.seq
+    return acknowledgement
+
+
+def _sequence_of(data: bytes) -> int:
+    return _appended_of(data).sequence
 
 
 def _entry_of(data: bytes) -> Entry | None:

@@ -25,7 +25,17 @@ def _token(name: str) -> str:
 class Subjects:
     """Builds the subjects under one prefix; several clusters share a NATS by having different prefixes."""
 
-    __slots__ = ("edges", "inspect_topics", "owners", "prefix", "publish_all")
+    __slots__ = (
+        "dead_all",
+        "dead_stream",
+        "edges",
+        "events",
+        "events_stream",
+        "inspect_topics",
+        "owners",
+        "prefix",
+        "publish_all",
+    )
 
     def __init__(self, prefix: str = "trunkline") -> None:
         if not _PREFIX.match(prefix):
@@ -35,6 +45,10 @@ class Subjects:
         self.inspect_topics = f"{prefix}.inspect.topics"
         self.owners = f"{prefix}.owners"
         self.publish_all = f"{prefix}.publish.>"
+        self.events_stream = self.bucket("EVENTS")
+        self.events = [f"{prefix}.event.>", f"{prefix}.ordered.>"]
+        self.dead_stream = self.bucket("DEAD")
+        self.dead_all = f"{prefix}.dead.>"
 
     def call(self, channel: str, kind: str, action: str) -> str:
         """Where an edge asks workers: one subject for each handler, so that NATS itself knows who can answer."""
@@ -43,6 +57,32 @@ class Subjects:
     def manifest(self, channel: str, digest: str) -> str:
         """Where workers that announce this manifest of a channel answer, so that others can see whether there are any."""
         return f"{self.prefix}.manifest.{_token(channel)}.{digest}"
+
+    def event(self, pool: str, channel: str, kind: str, action: str) -> str:
+        """Where an event is logged that its pool may handle at any time."""
+        return f"{self.prefix}.event.{pool}.{_token(channel)}.{kind}.{_token(action)}"
+
+    def ordered(self, pool: str, partition: int, channel: str, kind: str, action: str) -> str:
+        """Where an event is logged that is handled after those before it in its partition."""
+        return f"{self.prefix}.ordered.{pool}.{partition}.{_token(channel)}.{kind}.{_token(action)}"
+
+    def events_of(self, pool: str) -> str:
+        """All events of a pool that have no order."""
+        return f"{self.prefix}.event.{pool}.>"
+
+    def ordered_of(self, pool: str, partition: int) -> str:
+        """All events of a partition."""
+        return f"{self.prefix}.ordered.{pool}.{partition}.>"
+
+    def dead(self, channel: str | None = None, action: str | None = None) -> str:
+        """Where events are that could not be handled: of one channel and action, or of all."""
+        names = ["*" if name is None else _token(name) for name in (channel, action)]
+        return f"{self.prefix}.dead.{'.'.join(names)}"
+
+    def dead_of(self, event_subject: str) -> str:
+        """Where an event is put that could not be handled."""
+        tokens = event_subject.split(".")
+        return f"{self.prefix}.dead.{tokens[-3]}.{tokens[-1]}"
 
     def publish(self, topic: str) -> str:
         """Where anybody publishes into a topic."""
@@ -78,6 +118,10 @@ class Subjects:
     def log_stream(self, log_class: str) -> tuple[str, str]:
         """The stream of a log class, and the subjects that it captures."""
         return f"{self.prefix.replace('.', '_')}_LOG_{log_class}", f"{self.prefix}.log.{log_class}.>"
+
+    def handled(self, edge_id: str, start: str) -> str:
+        """Where one start of an edge hears what came of events: an answer may come after the edge has been started again."""
+        return f"{self.prefix}.edge.{edge_id}.handled.{start}"
 
     def command(self, edge_id: str) -> str:
         """Where workers and owners tell an edge what to do with its connections."""

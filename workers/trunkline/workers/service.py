@@ -25,6 +25,7 @@ from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.workers.announcing import Announcing
 from trunkline.workers.beats import Beats
 from trunkline.workers.effects import BusEffects
+from trunkline.workers.events import Events
 from trunkline.workers.lifecycle import EVENTS, LifecycleEvents
 from trunkline.workers.runner import Runner
 from trunkline.workers.settings import WorkerSettings
@@ -68,6 +69,7 @@ class WorkerService:
         self._streams = Streams(self._bus)
         register = Register(self._streams, self._subjects, replicas=settings.bucket_replicas, feed_s=settings.lifecycle_s)
         self._lifecycle = LifecycleEvents(self._bus, self._streams, register, self._subjects, self._runner)
+        self._events = Events(self._bus, self._streams, self._subjects, self._answerer, settings, fail)
         self._resource_tasks = Tasks("resources", fail)
         self._resources: Resources | None = None
         self._executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="handler")
@@ -93,7 +95,8 @@ class WorkerService:
         await self._health.start()
         await self._caller.start()
         effects = BusEffects(self._bus, self._caller, self._subjects)
-        self._runner.start(Environment(effects, resources, self._executor))
+        environment = Environment(effects, resources, self._executor)
+        self._runner.start(environment)
         for route in routes:
             if route.kind in EVENTS:
                 continue
@@ -103,6 +106,7 @@ class WorkerService:
         await self._streams.start()
         # The manifest, which makes edges write events, is for all pools.
         await self._lifecycle.start(_routes_of(channels, []), routes, self._settings.slots)
+        await self._events.start([route for channel in channels for route in channel.routes], routes, environment)
         await self._bus.flush()
         self._beats.start(routes)
         self._tasks.start(self._beats.run(), "beat", essential=True)
@@ -117,12 +121,13 @@ class WorkerService:
         )
 
     async def stop(self) -> None:
-        """Takes no more calls, finishes those that it took, closes the resources, disconnects."""
+        """Takes no more calls and events, finishes those that it took, closes the resources, disconnects."""
         self._serving = False
         await self._tasks.close(1.0)
         self._beats.beat(leaving=True)
         await self._drain()
-        await self._runner.finish(self._settings.stop_timeout_s * FINISH_SHARE)
+        finish_s = self._settings.stop_timeout_s * FINISH_SHARE
+        await asyncio.gather(self._events.stop(finish_s), self._runner.finish(finish_s))
         self._answerer.flush()
         self._streams.stop()
         self._caller.stop()

@@ -23,4 +23,16 @@ class WorkerSettings(RoleSettings, role="workers"):
     timeout_s: float = Field(10.0, gt=0, description="seconds that a call may take when its action does not say")
     backlog_calls: int = Field(4096, ge=1, description="calls that may wait for a slot; more are refused")
     backlog_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="bytes of calls that may wait for a slot")
+    event_slots: int = Field(
+        64, ge=1, le=10_000, description="events without order that are handled at the same time, per pool"
+    )
+    event_ack_wait_s: float = Field(
+        10.0, ge=0.5, le=3600, description="seconds after which the events of a worker that is gone are handled by others"
+    )
+    event_duplicates_s: float = Field(120.0, gt=0, description="seconds within which a repeated durable message is known")
+    event_replicas: int = Field(1, ge=1, le=5, description="NATS nodes that keep events and dead letters; 3 of three")
+    event_bytes: int = Field(1024**3, ge=1024**2, description="bytes of events that may wait; more are refused")
+    dead_bytes: int = Field(
+        256 * 1024**2, ge=1024**2, description="bytes of dead letters that are kept; when it is full, events stay events"
+    )
     resource_timeout_s: float = Field(30.0, gt=0, description="seconds that opening all resources may take")

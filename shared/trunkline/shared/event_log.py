@@ -1,0 +1,104 @@
+"""The streams and consumers of events: declared here, in one place, for whoever has to create them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+from trunkline.shared.events import PARTITIONS
+from trunkline.shared.streams import Consumer, Stream, Streams
+from trunkline.shared.subjects import Subjects
+
+__all__ = ["EventLog", "declare_event_log", "ordered_consumer", "pool_consumer"]
+
+PENDING: Final = 20_000
+"""Events of a pool that are with its workers or wait for another try."""
+AT_ONCE: Final = 8
+
+
+class EventLog(msgspec.Struct, frozen=True, kw_only=True):
+    """How events are kept. A full stream refuses: events are told `overloaded`, dead letters wait as events."""
+
+    replicas: int = 1
+    ack_wait_s: float = 10.0
+    duplicates_s: float = 120.0
+    most_bytes: int = 1024 * 1024 * 1024
+    most_dead_bytes: int = 256 * 1024 * 1024
+
+    def streams(self, subjects: Subjects) -> list[Stream]:
+        """Returns the streams. Sequences grow even if one is lost and made anew."""
+        first_sequence = int(time.time() * 1000)
+        events = Stream(
+            name=subjects.events_stream,
+            subjects=subjects.events,
+            retention="workqueue",
+            when_full="new",
+            max_bytes=self.most_bytes,
+            replicas=self.replicas,
+            duplicates_s=self.duplicates_s,
+            first_sequence=first_sequence,
+        )
+        dead = Stream(
+            name=subjects.dead_stream,
+            subjects=[subjects.dead_all],
+            when_full="new",
+            max_bytes=self.most_dead_bytes,
+            replicas=self.replicas,
+            duplicates_s=self.duplicates_s,
+            direct=True,
+            first_sequence=first_sequence,
+        )
+        return [events, dead]
+
+    def consumers(self, subjects: Subjects, pool: str, *, ordered: bool) -> list[Consumer]:
+        """Returns the consumers of a pool: one, and with ordered actions one more for each partition, which gives out one
+        event at a time.
+
+        The server never gives up: workers count deliveries, and see to it that nothing disappears.
+        """
+        stream = subjects.events_stream
+        consumers = [
+            Consumer(
+                stream=stream,
+                name=pool_consumer(pool),
+                subjects=[subjects.events_of(pool)],
+                ack_wait_s=self.ack_wait_s,
+                max_ack_pending=PENDING,
+            )
+        ]
+        for partition in range(PARTITIONS if ordered else 0):
+            consumers.append(
+                Consumer(
+                    stream=stream,
+                    name=ordered_consumer(pool, partition),
+                    subjects=[subjects.ordered_of(pool, partition)],
+                    ack_wait_s=self.ack_wait_s,
+                    max_ack_pending=1,
+                )
+            )
+        return consumers
+
+
+def pool_consumer(pool: str) -> str:
+    """The name of the consumer of a pool."""
+    return f"pool_{pool}"
+
+
+def ordered_consumer(pool: str, partition: int) -> str:
+    """The name of the consumer of a pool's ordered events in one partition."""
+    return f"ordered_{pool}_{partition}"
+
+
+async def declare_event_log(
+    streams: Streams, subjects: Subjects, event_log: EventLog, pools: Collection[str], ordered_pools: Collection[str]
+) -> None:
+    """Creates what is missing and changes what differs. Raises `TrunklineError`, see `Streams.ensure_stream`."""
+    for stream in event_log.streams(subjects):
+        await streams.ensure_stream(stream)
+    wanted = [consumer for pool in pools for consumer in event_log.consumers(subjects, pool, ordered=pool in ordered_pools)]
+    for first in range(0, len(wanted), AT_ONCE):
+        await asyncio.gather(*(streams.ensure_consumer(each) for each in wanted[first : first + AT_ONCE]))

@@ -1,0 +1,254 @@
+"""Durable actions as clients see them: edge, broker and worker together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from pydantic import BaseModel
+from tests.support.cluster import Cluster, cluster
+from tests.support.nats import eventually
+
+from trunkline.app import Channel, Context, Delivery, Reject
+from trunkline.shared.events import decode_dead_letter, decode_event
+
+
+class Order(BaseModel):
+    number: int
+    request: str | None = None
+
+
+class Shop:
+    """A channel with durable actions, and what its handlers have seen."""
+
+    def __init__(self) -> None:
+        self.channel = channel = Channel("chat")
+        self.handled: list[tuple[int, Delivery | None]] = []
+        self.failures = 0
+        """How often the handlers fail before they do not."""
+        self.open = asyncio.Event()
+        self.open.set()
+
+        @channel.on("order", durable=True, backoff_s=0.01, retries=2, timeout_s=2.0)
+        async def order(ctx: Context, message: Order) -> dict[str, int]:
+            return await self._handle(ctx, message)
+
+        @channel.on("note", durable=True, ack="logged", backoff_s=0.01)
+        async def note(ctx: Context, message: Order) -> None:
+            await self._handle(ctx, message)
+
+        @channel.on("keyed", durable=True, ack="logged", key="request")
+        async def keyed(ctx: Context, message: Order) -> None:
+            await self._handle(ctx, message)
+
+        @channel.on("hasty", durable=True, timeout_s=0.05)
+        async def hasty(ctx: Context, message: Order) -> None:
+            await self._handle(ctx, message)
+
+        @channel.on("refused", durable=True)
+        async def refused(ctx: Context, message: Order) -> None:
+            self.handled.append((message.number, ctx.delivery))
+            raise Reject("sold out", code="sold_out", detail={"left": 0})
+
+        @channel.on("plain")
+        async def plain(ctx: Context) -> bool:
+            return ctx.delivery is None
+
+        @channel.topic("orders", history=100)
+        async def may(ctx: Context) -> bool:
+            return True
+
+    async def _handle(self, ctx: Context, message: Order) -> dict[str, int]:
+        self.handled.append((message.number, ctx.delivery))
+        await self.open.wait()
+        await ctx.publish("orders", {"number": message.number})
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("not yet")
+        return {"number": message.number}
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number for number, _ in self.handled]
+
+
+async def waiting(trunkline: Cluster) -> int:
+    """How many events are not acknowledged."""
+    info = await (await trunkline.bus()).jetstream().stream_info("trunkline_EVENTS")
+    return info.state.messages
+
+
+async def nothing_waits(trunkline: Cluster) -> None:
+    async with asyncio.timeout(10.0):
+        while await waiting(trunkline):
+            await asyncio.sleep(0.01)
+
+
+async def published(trunkline: Cluster) -> list[int]:
+    async with trunkline.connect() as client:
+        answer = await client.ask("$history", topic="orders")
+    return [message["data"]["number"] for message in answer["messages"]]
+
+
+async def test_a_client_hears_of_its_message_when_it_is_handled() -> None:
+    shop = Shop()
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        assert await client.ask("order", number=1) == {"number": 1}
+        await nothing_waits(trunkline)
+        assert await client.ask("plain") == {"result": True}
+    [(number, delivery)] = shop.handled
+    assert number == 1
+    assert delivery is not None
+    assert delivery.attempt == 1
+    assert delivery.first_at.tzinfo is not None
+
+
+async def test_a_client_hears_of_its_message_when_it_is_logged() -> None:
+    shop = Shop()
+    shop.open.clear()
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        answer = await client.ask("note", number=1)
+        assert answer["logged"] is True
+        await eventually(lambda: shop.handled)
+        assert await waiting(trunkline) == 1
+        shop.open.set()
+        await nothing_waits(trunkline)
+    [(_, delivery)] = shop.handled
+    assert delivery is not None
+    assert delivery.event_id == answer["event_id"]
+
+
+async def test_a_failed_attempt_is_repeated_and_publishes_nothing_twice() -> None:
+    shop = Shop()
+    shop.failures = 2
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        assert await client.ask("order", number=1) == {"number": 1}
+        await nothing_waits(trunkline)
+        assert await published(trunkline) == [1]
+    assert shop.numbers == [1, 1, 1]
+    deliveries = [delivery for _, delivery in shop.handled if delivery is not None]
+    assert [each.attempt for each in deliveries] == [1, 2, 3]
+    assert len({(each.event_id, each.first_at) for each in deliveries}) == 1
+
+
+async def test_what_a_handler_refuses_is_final() -> None:
+    shop = Shop()
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        answer = await client.ask("refused", number=1)
+        assert answer == {"error": {"code": "sold_out", "message": "sold out", "detail": {"left": 0}}}
+        answer = await client.ask("order", number="one")
+        assert answer["error"]["code"] == "invalid"
+        await nothing_waits(trunkline)
+    assert shop.numbers == [1]
+
+
+async def test_poison_becomes_a_dead_letter_and_its_client_is_told() -> None:
+    shop = Shop()
+    shop.failures = 100
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        answer = await client.ask("order", number=1)
+        await nothing_waits(trunkline)
+        stream = (await trunkline.bus()).jetstream()
+        message = await stream.get_last_msg("trunkline_DEAD", "trunkline.dead.chat.order")
+    error = answer["error"]
+    assert error["code"] == "internal"
+    assert message.data is not None
+    letter = decode_dead_letter(message.data)
+    assert letter.error_id == error["detail"]["error_id"]
+    assert (letter.error_type, letter.error, letter.attempts) == ("RuntimeError", "not yet", 3)
+    event = decode_event(letter.event)
+    assert event.event_id == error["detail"]["event_id"]
+    assert msgspec.json.decode(event.call.payload) == {"number": 1}
+    assert letter.first_at == event.logged_at <= letter.last_at
+    assert shop.numbers == [1, 1, 1]
+
+
+async def test_a_repeated_message_is_logged_once() -> None:
+    shop = Shop()
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        await client.send("note", number=1, id="a")
+        first = await client.receive()
+        await client.send("note", number=1, id="a")
+        assert await client.receive() == {"action": "note", "id": "a", "logged": True, "duplicate": True}
+        assert first["logged"] is True
+        assert "duplicate" not in first
+        await client.send("order", number=2, id="a")  # another action
+        assert (await client.receive())["number"] == 2
+        await client.send("order", number=2, id="a")
+        assert (await client.receive())["duplicate"] is True
+        async with trunkline.connect() as other:  # another connection
+            await other.send("note", number=3, id="a")
+            assert "duplicate" not in await other.receive()
+        await nothing_waits(trunkline)
+    assert shop.numbers == [1, 2, 3]
+
+
+async def test_a_key_is_known_on_other_connections_of_its_user_only() -> None:
+    import jwt
+
+    secret = "0123456789abcdef0123456789abcdef"
+
+    def token(user: str) -> dict[str, Any]:
+        return {"headers": {"Authorization": f"Bearer {jwt.encode({'sub': user}, secret, algorithm='HS256')}"}}
+
+    shop = Shop()
+    async with cluster(shop.channel, edge={"auth": "token", "jwt_secret": secret}) as trunkline:
+        async with trunkline.connect(**token("ada")) as client:
+            assert "event_id" in await client.ask("keyed", number=1, request="r")
+            assert "duplicate" not in await client.ask("keyed", number=2)
+        async with trunkline.connect(**token("ada")) as client:
+            assert (await client.ask("keyed", number=3, request="r"))["duplicate"] is True
+            assert (await client.ask("keyed", number=4, request=["r"]))["error"]["code"] == "bad_request"
+        async with trunkline.connect(**token("bob")) as client:
+            assert "event_id" in await client.ask("keyed", number=5, request="r")
+        await nothing_waits(trunkline)
+    assert sorted(shop.numbers) == [1, 2, 5]
+
+
+async def test_who_does_not_hear_in_time_hears_that_it_is_logged() -> None:
+    shop = Shop()
+    shop.open.clear()
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        answer = await client.ask("hasty", number=1)
+        assert answer["error"]["code"] == "accepted"
+        shop.open.set()
+        await nothing_waits(trunkline)
+    assert shop.handled[0][1] is not None
+    assert shop.handled[0][1].event_id == answer["error"]["detail"]["event_id"]
+
+
+async def test_without_a_worker_messages_are_logged_and_handled_later() -> None:
+    shop = Shop()
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        await trunkline.stop(trunkline.worker)
+        assert (await client.ask("note", number=1))["logged"] is True
+        assert not shop.handled
+        later = Shop()
+        await trunkline.start_worker(later.channel)
+        await nothing_waits(trunkline)
+    assert later.numbers == [1]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_lost_append_is_told_and_may_be_repeated(paused: bool) -> None:
+    shop = Shop()
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        if paused:
+            trunkline.nats.pause()
+        else:
+            await trunkline.nats.stop(kill=True)
+        await client.send("note", number=1, id="a")
+        answer = await client.receive(timeout_s=20.0)
+        assert answer["error"]["code"] == "unavailable"
+        if paused:
+            trunkline.nats.resume()
+        else:
+            await trunkline.nats.start()
+        async with asyncio.timeout(20.0):
+            while "error" in answer:
+                await client.send("note", number=1, id="a")
+                answer = await client.receive()
+        await nothing_waits(trunkline)
+    assert shop.numbers == [1]
