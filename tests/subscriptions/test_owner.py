@@ -14,7 +14,7 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import PARTITIONS, partition_of
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
-from trunkline.subscriptions.owner import ENVELOPE_BYTES, Owner, check_json
+from trunkline.subscriptions.owner import ENVELOPE_BYTES, SWEEP_TOPICS, Owner, check_json
 from trunkline.subscriptions.topic import Topic
 
 MAX_PAYLOAD = 4096
@@ -595,3 +595,24 @@ def test_what_became_due_in_an_epoch_that_is_over_is_not_sent() -> None:
     logs.settle()
     ((_, batch),) = taken(owner)
     assert (batch.epoch, batch.publications) == (owner.topics["log.1"].epoch, [wire.Publication(1, b"2")])
+
+
+def test_many_topics_are_swept_a_part_at_a_time() -> None:
+    """Looking at 200,000 topics at once stopped the event loop for a tenth of a second, every second."""
+    now = [0.0]
+    owner = Owner(lambda: None, lambda topic: None, lambda name: EPHEMERAL, max_payload=1 << 20, clock=lambda: now[0])
+    owner.claim(dict.fromkeys(range(64), 1))
+    count = 3 * SWEEP_TOPICS
+    for number in range(count):
+        owner.publish(f"room.{number}", b"1", None, lambda outcome: None)
+    now[0] = 100.0
+    owner.publish("room.7", b"2", None, lambda outcome: None)
+    left = []
+    for _ in range(3):
+        owner.sweep(edge_timeout_s=10.0, topic_idle_s=30.0)
+        left.append(len(owner.topics))
+    assert left == [count - SWEEP_TOPICS, count - 2 * SWEEP_TOPICS, 1]
+    assert owner.forgotten == count - 1
+    now[0] = 200.0
+    owner.sweep(edge_timeout_s=10.0, topic_idle_s=30.0)
+    assert not owner.topics

@@ -30,6 +30,8 @@ ENVELOPE_BYTES: Final = 1024
 
 CONNECTION_ID_CHARACTERS: Final = 128
 TOPS_AT_ONCE: Final = 1000
+SWEEP_TOPICS: Final = 2000
+SWEEPS: Final = 30
 
 _skip_json = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -67,6 +69,8 @@ class Owner:
         """The term of each partition that is owned."""
         self.topics: dict[str, Topic] = {}
         self.published = 0
+        self.forgotten = 0
+        """Topics that have left the memory."""
         self._on_due = on_due
         self._on_interest = on_interest
         self._advance = advance
@@ -75,6 +79,9 @@ class Owner:
         self._max_payload = max_payload
         self._clock = clock
         self._due: list[Topic] = []
+        self._active: dict[str, Topic] = {}
+        """Those that may have been touched lately."""
+        self._unswept: list[str] = []
         self._heard: dict[str, float] = {}
         self._attached: dict[str, dict[int, set[str]]] = {}
 
@@ -172,6 +179,7 @@ class Owner:
 
     def _once_open(self, topic: Topic, then: Callable[[Topic], None], fail: Callable[[TrunklineError], None]) -> None:
         topic.touched_at = self._clock()
+        self._active[topic.name] = topic
         if topic.open:
             then(topic)
         else:
@@ -249,6 +257,7 @@ class Owner:
     def _note_due(self, topic: Topic) -> None:
         if topic.pending and not topic.due:
             topic.due = True
+            self._active[topic.name] = topic
             self._due.append(topic)
             if len(self._due) == 1:
                 self._on_due()
@@ -330,9 +339,25 @@ class Owner:
             for partition in list(self._attached[edge_id]):
                 self.release(partition, edge_id)
             del self._attached[edge_id], self._heard[edge_id]
-        for name in [name for name, topic in self.topics.items() if topic.idle(now, topic_idle_s)]:
-            del self.topics[name]
+        self._forget_idle(now, topic_idle_s)
         return losing
+
+    def _forget_idle(self, now: float, idle_s: float) -> None:
+        """Looks at a part of the topics: at all of them within 30 sweeps. A million at once would stop everybody else."""
+        looked_at_all = False
+        for _ in range(max(SWEEP_TOPICS, len(self.topics) // SWEEPS)):
+            if not self._unswept:
+                if looked_at_all:
+                    break
+                looked_at_all = True
+                self._unswept = list(self.topics)
+                if not self._unswept:
+                    break
+            name = self._unswept.pop()
+            topic = self.topics.get(name)
+            if topic is not None and topic.idle(now, idle_s):
+                del self.topics[name]
+                self.forgotten += 1
 
     def tops(self, active_s: float) -> Iterable[tuple[str, bytes]]:
         """Returns `(edge_id, message)` pairs with the positions of recently active topics, for edges to compare.
@@ -341,8 +366,10 @@ class Owner:
         """
         now = self._clock()
         by_edge: dict[str, list[wire.Top]] = {}
-        for topic in self.topics.values():
-            if topic.open and topic.edges and not topic.pending and now - topic.touched_at < active_s:
+        for name, topic in list(self._active.items()):
+            if self.topics.get(name) is not topic or now - topic.touched_at >= active_s:
+                del self._active[name]
+            elif topic.open and topic.edges and not topic.pending:
                 top = wire.Top(topic.name, topic.epoch, topic.offset, self.terms[topic.partition])
                 for edge_id in topic.edges:
                     by_edge.setdefault(edge_id, []).append(top)

@@ -26,6 +26,7 @@ from trunkline.shared.health import HealthServer
 from trunkline.shared.lifecycle import Register
 from trunkline.shared.logs import get_logger
 from trunkline.shared.manifest import BUCKET, read_manifests
+from trunkline.shared.memory import release_memory
 from trunkline.shared.metrics import drops
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
@@ -57,6 +58,7 @@ RESOURCES_S: Final = 2.0
 POLL_S: Final = 0.005
 LOG_S: Final = 2.0
 """JetStream does not answer what it is asked while it elects a leader: a wait ends soonest by asking again soon."""
+RELEASED_TOPICS: Final = 10_000
 ACTIVE_S: Final = 10.0
 """Topics with a publication within so many seconds are compared with the edges every second."""
 
@@ -123,6 +125,7 @@ class SubscriptionService:
         self._outsiders: Subscription | None = None
         self._subscriptions: dict[int, Subscription] = {}
         self._flushed_at = 0.0
+        self._forgotten = self._released = 0
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -380,11 +383,21 @@ class SubscriptionService:
             sent += 1
         return sent
 
+    def _release_memory(self) -> None:
+        """Once many topics have left the memory, and no more do."""
+        forgotten = self._owner.forgotten
+        if forgotten != self._forgotten:
+            self._forgotten = forgotten
+        elif forgotten - self._released >= RELEASED_TOPICS:
+            self._released = forgotten
+            release_memory()
+
     def _sweep(self) -> None:
         owner = self._owner
         self._functions.sweep()
         for edge_id in owner.sweep(edge_timeout_s=self._settings.edge_timeout_s, topic_idle_s=self._settings.topic_idle_s):
             log.warning("an edge is silent and gets no more publications", edge_id=edge_id)
+        self._release_memory()
         self._send(self._subjects.tops, owner.tops(ACTIVE_S))
         self._log.count()
         publications.inc(owner.published)
