@@ -181,7 +181,7 @@ class Topic:
         """Where its log is, once the shell has worked that out."""
         self._tail_bytes = 0
         self._sequence = 0
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: list[_Waiting] = []  # an empty deque has 760 bytes, and there may be a million topics
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, _Waiting] = {}
         self._in_flight: tuple[Entry, list[_Waiting]] | None = None
@@ -259,17 +259,19 @@ class Topic:
         """Returns the entry to append now, with `sequence` as what it must find; None if nothing can be appended."""
         if not self.open or self._in_flight is not None or not self._waiting:
             return None
-        group: list[_Waiting] = []
-        size = 0
-        while self._waiting and (not group or size + self._waiting[0].size_bytes <= limit_bytes):
-            if self._may_know(self._waiting[0]):
+        taken = size = 0
+        for waiting in self._waiting:
+            size += waiting.size_bytes
+            if taken and size > limit_bytes:
+                break
+            if self._may_know(waiting):
                 self.wants_tail = True
                 break
-            waiting = self._waiting.popleft()
-            size += waiting.size_bytes
-            group.append(waiting)
-        if not group:
+            taken += 1
+        if not taken:
             return None
+        group = self._waiting[:taken]
+        del self._waiting[:taken]
         entry = Entry(
             VERSION,
             self.epoch,
@@ -376,12 +378,12 @@ class Topic:
         self._sequence = sequence
         self.open = True
         if self._doubt is not None:
-            self._waiting.extendleft(reversed(self._doubt[1]))
+            self._waiting[:0] = self._doubt[1]
             self._doubt = None
         self._settle_known()
 
     def _settle_known(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._waiting = self._waiting, []
         for each in waiting:
             offset = None if each.key is None else self._keys.get(each.key)
             if offset is None:
