@@ -14,7 +14,7 @@ def test_lines_are_aligned_behind_their_names(monkeypatch: pytest.MonkeyPatch) -
     output.line("edge", "a")
     output.line("subscriptions", "b")
     output.ready("http://127.0.0.1:8080/")
-    assert stream.getvalue().splitlines() == ["edge          │ a", "subscriptions │ b", "ready: http://127.0.0.1:8080/"]
+    assert stream.getvalue().splitlines() == ["edge            │ a", "subscriptions   │ b", "ready: http://127.0.0.1:8080/"]
 
 
 def test_color_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

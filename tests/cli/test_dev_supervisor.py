@@ -25,6 +25,24 @@ async def version(ctx: Context) -> int:
     return {version}
 """
 
+FEEDING = """
+import asyncio
+from trunkline.app import Channel, Context, TopicFeed
+
+echo = Channel("echo")
+
+@echo.topic("version.{{number}}", history=10)
+async def policy(ctx: Context) -> bool:
+    return True
+
+@echo.subscription("version.{{number}}")
+async def feed(topic: TopicFeed):
+    if topic.resume_token != {version}:
+        topic.resume_token = {version}
+        yield {version}
+    await asyncio.Event().wait()
+"""
+
 
 class Dev:
     """A running `trunkline dev` on free ports, with the app `APP`."""
@@ -169,6 +187,26 @@ async def test_reload_keeps_sockets_and_survives_broken_code(dev: Dev) -> None:
         assert {name: pid for name, pid in dev.pids.items() if name != "worker"} == {
             name: pid for name, pid in first.items() if name != "worker"
         }
+
+
+async def test_reload_renews_the_subscription_service_if_it_runs_code_of_the_app(dev: Dev) -> None:
+    first = dev.pids
+    async with aiohttp.ClientSession() as session, session.ws_connect(dev.announced["url"] + "ws/echo") as websocket:
+        dev.write(FEEDING.format(version=2))
+        await eventually(lambda: dev.pids["subscriptions"] != first["subscriptions"], 30)
+        await eventually(lambda: "the new code runs" in dev.output, 30)
+        assert not alive(first["subscriptions"])
+        await websocket.send_str('{"action": "$subscribe", "topic": "version.1"}')
+        assert "error" not in json.loads(await websocket.receive_str(timeout=10))
+        published = json.loads(await websocket.receive_str(timeout=10))
+        assert (published["topic"], published["offset"], published["data"]) == ("version.1", 1, 2)
+
+        dev.write(FEEDING.format(version=3))
+        published = json.loads(await websocket.receive_str(timeout=30))
+        assert (published["topic"], published["offset"], published["data"]) == ("version.1", 2, 3)
+        await eventually(lambda: dev.output.count("the new code runs") == 2, 30)
+        assert not websocket.closed
+    assert len(dev.pids) == 5
 
 
 async def test_second_one_with_the_same_state_is_refused(dev: Dev, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ class DevSettings(RoleSettings, role="dev"):
     port: int = Field(8080, ge=0, le=65535, description="port for clients and the page; 0 takes a free one")
     nats_port: int = Field(4222, ge=0, le=65535, description="port for NATS; 0 takes a free one")
     state: Path = Field(Path(".trunkline"), description="directory for the data of NATS and for dev.json")
-    reload: bool = Field(True, description="whether a change of the code starts a new worker")
+    reload: bool = Field(True, description="whether a change of the code renews the processes that run it")
     start_timeout_s: float = Field(30.0, gt=0, description="seconds that a process may take to get ready")
 
 

@@ -173,6 +173,11 @@ class Manifest(_Entry):
         return None
 
     @property
+    def hosted(self) -> bool:
+        """Whether the subscription service runs functions of this channel."""
+        return bool(self.subscriptions)
+
+    @property
     def pools(self) -> frozenset[str]:
         """All pools that a handler of this channel is in."""
         pools = {action.pool for action in self.actions.values()}

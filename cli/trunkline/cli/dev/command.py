@@ -35,7 +35,8 @@ def dev(
 ) -> None:
     """Run an app with all that it needs: a NATS server, an edge, a worker and the subscription service.
 
-    A change of the code starts a new worker and then stops the old one; no client is disconnected by it.
+    A change of the code starts a new worker and then stops the old one; no client is disconnected by it. If the
+    app has subscription functions, the subscription service is renewed likewise.
     Ctrl-C stops everything, and so does the end of any part. There is no authentication: for development
     only.
     """

@@ -6,7 +6,7 @@ from typing import Final, TextIO
 
 __all__ = ["Output"]
 
-WIDTH: Final = len("subscriptions")
+WIDTH: Final = len("subscriptions-2")
 COLORS: Final = {"nats": 35, "subscriptions": 34, "worker": 32, "edge": 36, "dev": 33}
 WARNING: Final = "1;33"
 READY: Final = "1;32"

@@ -1,11 +1,12 @@
-"""Starts the processes of `trunkline dev` in order, watches over them, renews workers, and stops them in
-order.
+"""Starts the processes of `trunkline dev` in order, watches over them, renews those that run the app, and stops
+them in order.
 """
 
 import asyncio
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -21,6 +22,10 @@ from trunkline.cli.dev.nats_server import nats_command, ports_file, worth_showin
 from trunkline.cli.dev.output import Output
 from trunkline.cli.mistakes import ExitCode, Mistake
 from trunkline.cli.settings import DevSettings
+from trunkline.shared.bus import Bus
+from trunkline.shared.errors import TrunklineError
+from trunkline.shared.manifest import BUCKET, read_manifests
+from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, fail_with
 
 __all__ = ["Supervisor"]
@@ -29,7 +34,7 @@ STOP_TIMEOUT_S: Final = 4.0
 """What each role gets to stop, one after the other; together less than our own `stop_timeout_s`."""
 
 AUTH: Final = "TRUNKLINE_EDGE_AUTH"
-DEFAULTS: Final = {AUTH: "none", "TRUNKLINE_EDGE_DRAIN_S": "0.5"}
+DEFAULTS: Final = {AUTH: "none", "TRUNKLINE_EDGE_DRAIN_S": "0.5", "TRUNKLINE_SUBSCRIPTIONS_FUNCTION_CLOSE_S": "1.0"}
 """What differs in development, unless the environment says otherwise."""
 
 WARNING: Final = """\
@@ -54,8 +59,10 @@ class Supervisor:
         self._subscriptions = Child("subscriptions", output)
         self._edge = Child("edge", output)
         self._worker = Child("worker", output)
-        self._next_worker: Child | None = None
-        self._workers_started = 0
+        self._next: Child | None = None
+        self._generation = 1
+        self._functions = False
+        """Whether the subscription service runs code of the app."""
         self._addresses: dict[str, str] = {}
         self._changed = asyncio.Event()
 
@@ -83,8 +90,8 @@ class Supervisor:
         page = {"TRUNKLINE_EDGE_STATIC_DIR": str(app.static)} if app.static else {}
         edge_settings = {**page, "TRUNKLINE_EDGE_PORT": str(settings.port)}
         ready = await asyncio.gather(
-            self._start_role(self._subscriptions, "subscriptions", ["subscriptions", settings.app], {}),
-            self._start_worker(self._worker),
+            self._start_app(self._subscriptions, "subscriptions"),
+            self._start_app(self._worker, "workers"),
             self._start_role(self._edge, "edge", ["edge"], edge_settings),
         )
         self._addresses["url"] = ready[-1]["url"].rstrip("/") + "/"
@@ -96,6 +103,7 @@ class Supervisor:
         self._output.line("dev", f"NATS is at {self._addresses['nats']}; reload is {'on' if settings.reload else 'off'}")
         self._output.ready(self._addresses["url"])
         if settings.reload:
+            self._functions = await self._has_functions()
             self._tasks.start(self._reload(), "reload", essential=True)
 
     async def stop(self) -> None:
@@ -104,8 +112,7 @@ class Supervisor:
             return  # nothing was started, and what is there belongs to another one
         (self._settings.state / "dev.json").unlink(missing_ok=True)
         await self._tasks.close(1.0)
-        workers = [self._worker, *([self._next_worker] if self._next_worker else [])]
-        for group in ([self._edge], workers, [self._subscriptions], [self._nats]):
+        for group in ([self._edge], [self._worker], [self._next] if self._next else [], [self._subscriptions], [self._nats]):
             clean = await asyncio.gather(*(child.stop(STOP_TIMEOUT_S) for child in group))
             for child, stopped in zip(group, clean, strict=True):
                 if not stopped:
@@ -147,15 +154,30 @@ class Supervisor:
         addresses: dict[str, str] = content["addresses"]
         return addresses
 
-    async def _start_worker(self, child: Child) -> Mapping[str, str]:
-        return await self._start_role(child, "workers", ["workers", self._settings.app], {})
+    async def _start_app(self, child: Child, role: str) -> Mapping[str, str]:
+        return await self._start_role(child, role, [role, self._settings.app], {})
 
-    def _write_state(self) -> None:
-        children = (self._nats, self._subscriptions, self._edge, self._worker)
+    async def _has_functions(self) -> bool:
+        """Whether there is anything that the subscription service runs, as the workers have published it."""
+        settings = self._settings.model_copy(update={"nats_url": self._addresses["nats"]})
+        bus = Bus(settings, "dev", secrets.token_hex(4), fail_with(self.failed))
+        try:
+            async with asyncio.timeout(self._settings.start_timeout_s):
+                await bus.start()
+                bucket = await bus.bucket(Subjects(settings.prefix).bucket(BUCKET))
+                return any(manifest.hosted for manifest in await read_manifests(bucket))
+        except (TimeoutError, TrunklineError) as error:
+            self._output.warning(f"NATS does not tell whether the app has subscription functions ({error})")
+            return True
+        finally:
+            await bus.stop()
+
+    def _write_state(self, **new: Child) -> None:
+        children = {"nats": self._nats, "subscriptions": self._subscriptions, "edge": self._edge, "worker": self._worker}
         content = {
             "url": self._addresses["url"],
             "nats_url": self._addresses["nats"],
-            "pids": {"dev": os.getpid()} | {child.name.partition("-")[0]: child.pid for child in children},
+            "pids": {"dev": os.getpid()} | {name: child.pid for name, child in (children | new).items()},
         }
         part = self._settings.state / "dev.json.part"
         part.write_text(json.dumps(content, indent=1) + "\n")
@@ -180,28 +202,45 @@ class Supervisor:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await self._renew_worker()
+            await self._renew()
 
-    async def _renew_worker(self) -> None:
-        """A new worker takes calls before the old one stops taking them: no call finds none, no socket
-        notices.
+    async def _renew(self) -> None:
+        """The new one of each is ready before the old one stops: no call finds nobody, no topic is without an
+        owner, no socket notices.
+
+        A change of owner has a price (topics without history begin anew), so the subscription service stays as it
+        is unless it runs code of the app.
         """
-        self._workers_started += 1
-        new = self._next_worker = Child(f"worker-{self._workers_started + 1}", self._output)
+        self._generation += 1
         self._output.line("dev", "the code changed: starting a new worker")
+        worker = await self._replace(self._worker, "worker", "workers")
+        if worker is None:
+            return
+        self._worker = worker
+        before, self._functions = self._functions, await self._has_functions()
+        if before or self._functions:
+            subscriptions = await self._replace(self._subscriptions, "subscriptions", "subscriptions")
+            if subscriptions is None:
+                return
+            self._subscriptions = subscriptions
+        self._output.line("dev", f"the new code runs ({worker.name})")
+
+    async def _replace(self, old: Child, name: str, role: str) -> Child | None:
+        """Returns the new process, or None: it does not start, and the old one goes on."""
+        new = self._next = Child(f"{name}-{self._generation}", self._output)
         try:
-            await self._start_worker(new)
+            await self._start_app(new, role)
         except Mistake:
             await new.stop(STOP_TIMEOUT_S)
-            self._next_worker = None
-            self._output.warning("the new code does not start (see above): the old worker goes on; save again to retry")
-            return
-        old, self._worker, self._next_worker = self._worker, new, None
+            self._next = None
+            self._output.warning(f"the new code does not start (see above): {old.name} goes on; save again to retry")
+            return None
         self._tasks.start(self._guard(new), f"guard {new.name}")
-        self._write_state()
+        self._write_state(**{name: new})
         if not await old.stop(STOP_TIMEOUT_S):
             self._output.line("dev", f"{old.name} did not finish within {STOP_TIMEOUT_S:g} s and was killed")
-        self._output.line("dev", f"the new code runs ({new.name})")
+        self._next = None
+        return new
 
 
 def _check_free(port: int, option: str, variable: str) -> None:
