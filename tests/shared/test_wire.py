@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.shared import wire
+from trunkline.shared import presence, wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 
@@ -43,6 +43,12 @@ ENVELOPES: list[type[msgspec.Struct]] = [
     wire.Notice,
     wire.Beat,
     wire.EdgeBeat,
+    presence.Member,
+    presence.Members,
+    presence.Told,
+    presence.ReadPresence,
+    presence.PresencePage,
+    presence.PresenceChange,
     Position,
 ]
 
@@ -79,9 +85,11 @@ def is_tagged(kind: type[msgspec.Struct]) -> bool:
 
 def test_every_envelope_is_tested() -> None:
     batches = {wire.Request, wire.Requests, wire.Answer, wire.Answers, wire.FanOut}  # below, since they hold raw bytes
+    batches.add(presence.PresenceChanges)
     public = {
         each
-        for each in (getattr(wire, name) for name in wire.__all__)
+        for module in (wire, presence)
+        for each in (getattr(module, name) for name in module.__all__)
         if isinstance(each, type) and issubclass(each, msgspec.Struct)
     }
     assert public - batches == set(ENVELOPES) - {Position}
@@ -153,9 +161,14 @@ def test_an_older_neighbour_may_lack_optional_fields(kind: type[msgspec.Struct],
         ),
         (wire.CallResult(b"{}"), [b"{}", None]),
         (wire.Attach("room.42", "e1"), ["attach", "room.42", "e1"]),
-        (wire.Attached(Position(18, "k3Jx"), 7), [[18, "k3Jx"], 7, None]),
-        (wire.Attached(Position(18, "k3Jx"), 7, [wire.Publication(18, b"1")]), [[18, "k3Jx"], 7, [[18, b"1", None]]]),
+        (wire.Attached(Position(18, "k3Jx"), 7), [[18, "k3Jx"], 7, None, None]),
+        (wire.Attached(Position(18, "k3Jx"), 7, [wire.Publication(18, b"1")]), [[18, "k3Jx"], 7, [[18, b"1", None]], None]),
         (wire.Publish("room.42", b"1"), ["publish", "room.42", b"1", None, False, None]),
+        (
+            presence.Members("room.42", "e1", [presence.Member("e1.a", "ada")], ["e1.b"], 1),
+            ["members", "room.42", "e1", [["e1.a", "ada", None]], ["e1.b"], 1, False, False, 0, False],
+        ),
+        (presence.ReadPresence("room.42", 100), ["presence", "room.42", 100, ""]),
         (wire.Since("room.42", Position(17, "k3Jx")), ["since", "room.42", [17, "k3Jx"]]),
         (wire.History("room.42", None, 10, True), ["history", "room.42", None, 10, True]),
         (
@@ -215,7 +228,20 @@ def test_a_fan_out_is_read_as_a_fan(fan: wire.Fan) -> None:
 @pytest.mark.parametrize(
     ("union", "members"),
     [
-        (wire.TopicRequest, [wire.Attach, wire.Detach, wire.Hold, wire.Publish, wire.Release, wire.Since, wire.History]),
+        (
+            wire.TopicRequest,
+            [
+                wire.Attach,
+                wire.Detach,
+                wire.Hold,
+                wire.Publish,
+                wire.Release,
+                wire.Since,
+                wire.History,
+                presence.Members,
+                presence.ReadPresence,
+            ],
+        ),
         (wire.Command, [wire.Send, wire.Close, wire.Subscribe, wire.Unsubscribe, wire.Refresh]),
     ],
 )

@@ -13,8 +13,10 @@ from trunkline.edge.connection import Connection
 from trunkline.edge.protocols.adapter import Incoming
 from trunkline.edge.subscribing import Subscribing
 from trunkline.shared import wire
+from trunkline.shared.asking import read_presence
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
+from trunkline.shared.presence import ReadPresence
 from trunkline.shared.publishing import publish
 from trunkline.shared.rpc import Caller
 from trunkline.shared.subjects import Subjects
@@ -26,6 +28,8 @@ __all__ = ["OwnActions"]
 decode_recovered: Final = msgspec.msgpack.Decoder(wire.Recovered).decode
 HISTORY_LIMIT: Final = 1000
 KEY_CHARACTERS: Final = 128
+PRESENCE_LIMIT: Final = 100
+PRESENCE_LIMIT_MOST: Final = 1000
 
 Fields = dict[str, object]
 
@@ -69,7 +73,8 @@ class OwnActions:
     async def _subscribe(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
         topic = _text(fields, "topic")
         since = _since(fields)
-        found = await self._subscribing.subscribe(connection, topic, ask_policy=True, since=since)
+        watch = _flag(fields, "presence")
+        found = await self._subscribing.subscribe(connection, topic, ask_policy=True, since=since, watch=watch)
         reply: Fields = {"topic": topic, "offset": found.position.offset, "epoch": found.position.epoch}
         if found.recovered is not None:
             reply["recovered"] = found.recovered
@@ -120,8 +125,28 @@ class OwnActions:
         connection.write(connection.adapter.reply_fields(incoming, reply))
 
     async def _presence(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
-        check = _text(fields, "topic")
-        raise TrunklineError(ErrorCode.NOT_AVAILABLE, f"the namespace of {check} keeps no presence")
+        topic = _text(fields, "topic")
+        limit, cursor = fields.get("limit", PRESENCE_LIMIT), fields.get("cursor", "")
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1 or not isinstance(cursor, str):
+            raise TrunklineError(ErrorCode.BAD_REQUEST, "`limit` is a positive integer, and `cursor` a string")
+        counts = _flag(fields, "counts")
+        await self._subscribing.allow(connection, topic, "presence")
+        request = ReadPresence(topic, 0 if counts else min(limit, PRESENCE_LIMIT_MOST), cursor)
+        page = await read_presence(self._caller, self._subjects, request, timeout_s=self._timeout_s)
+        reply: Fields = {
+            "topic": topic,
+            "version": page.version,
+            "epoch": str(page.term),
+            "connections": page.connections,
+            "users": page.users,
+        }
+        if not counts:
+            reply["members"] = connection.adapter.members(page.members)
+        if page.next:
+            reply["next"] = page.next
+        if page.unlisted:
+            reply["unlisted"] = page.unlisted
+        connection.write(connection.adapter.reply_fields(incoming, reply))
 
     async def _refresh(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
         identity = await self._authenticator.verify(_text(fields, "token"))
@@ -141,6 +166,13 @@ def _text(fields: Fields, name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
         raise TrunklineError(ErrorCode.BAD_REQUEST, f"`{name}` is missing or not a string")
+    return value
+
+
+def _flag(fields: Fields, name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise TrunklineError(ErrorCode.BAD_REQUEST, f"`{name}` is true or false")
     return value
 
 

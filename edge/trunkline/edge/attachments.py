@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 from prometheus_client import Counter
 
 from trunkline.edge.hub import Audience, Hub
 from trunkline.shared import wire
-from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.asking import ATTEMPT_S, persist
+from trunkline.shared.errors import TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.positions import Position
 from trunkline.shared.rpc import Caller
@@ -29,15 +30,11 @@ from trunkline.shared.topics import partition_of
 __all__ = ["Attachments"]
 
 HOLD_S: Final = 2.0
-ATTEMPT_S: Final = 1.0
 AGAIN_AT_ONCE: Final = 1000
-RETRIED: Final = frozenset({ErrorCode.NO_WORKER.code, ErrorCode.TIMEOUT.code, ErrorCode.UNAVAILABLE.code})
 
 attaches_again = Counter("trunkline_attaches_again_total", "Topics attached again after a change of owner or broker.")
 
 log = get_logger(__name__)
-
-R = TypeVar("R")
 
 _decode_attached = msgspec.msgpack.Decoder(wire.Attached).decode
 _decode_recovered = msgspec.msgpack.Decoder(wire.Recovered).decode
@@ -58,6 +55,8 @@ class Attachments:
         self._loop = asyncio.get_running_loop()
         hub.on_behind = self._attach_again
         hub.on_unheard = self._detach_unheard
+        self.on_attached: Callable[[Audience, wire.Attached], None] = lambda audience, answer: None
+        """Called with each answer to an attach."""
 
     async def attach(self, name: str) -> Audience:
         """Returns the topic's audience once this edge gets its publications. Repeats until the deadline.
@@ -72,7 +71,7 @@ class Attachments:
             return audience
         audience.attaching = self._loop.create_future()
         try:
-            answer = await self._persist(lambda: self._attach(audience))
+            answer = await persist(lambda: self._attach(audience), self._timeout_s)
         except BaseException as error:
             waiting, audience.attaching = audience.attaching, None
             if isinstance(error, TrunklineError):
@@ -89,33 +88,17 @@ class Attachments:
         waiting.set_result(None)
         return audience
 
-    async def _persist(self, request: Callable[[], Awaitable[R]]) -> R:
-        """Asks again while there is no owner, until the deadline."""
-        deadline = self._loop.time() + self._timeout_s
-        attempt = 0
-        while True:
-            try:
-                return await request()
-            except TrunklineError as error:
-                pause_s = backoff_s(attempt, base_s=0.05, most_s=1.0)
-                if error.code not in RETRIED:
-                    raise
-                if self._loop.time() + pause_s > deadline:
-                    raise TrunklineError(
-                        ErrorCode.UNAVAILABLE, "the topic has no owner just now; try again", retry_after_s=1.0
-                    ) from None
-            attempt += 1
-            await asyncio.sleep(pause_s)
-
     async def _attach(self, audience: Audience) -> wire.Attached:
         body = wire.encode(wire.Attach(audience.sequence.name, self._edge_id))
-        return _decode_attached(
+        answer = _decode_attached(
             await self._caller.request(self._subjects.partition(audience.sequence.partition), body, ATTEMPT_S)
         )
+        self.on_attached(audience, answer)
+        return answer
 
     async def since(self, name: str, position: Position) -> wire.Recovered:
         """Asks the owner for everything after a position. Repeats until the deadline. Raises `TrunklineError`."""
-        return await self._persist(lambda: self._since(name, position))
+        return await persist(lambda: self._since(name, position), self._timeout_s)
 
     async def _since(self, name: str, position: Position) -> wire.Recovered:
         body = wire.encode(wire.Since(name, position))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 from prometheus_client import Counter, Gauge
 
+from trunkline.edge.attendance import Attendance
 from trunkline.edge.connection import Connection
 from trunkline.edge.protocols.adapter import Adapter
 from trunkline.edge.topic import EdgeTopic, Lost
@@ -37,7 +38,7 @@ _decode_fan = msgspec.msgpack.Decoder(wire.Fan).decode
 class Audience:
     """A topic on this edge: its sequence, its subscribers by adapter, and what they have not been written yet."""
 
-    __slots__ = ("attaching", "catching_up", "repairing", "sequence", "subscribers", "told")
+    __slots__ = ("attaching", "attendance", "catching_up", "repairing", "sequence", "subscribers", "told")
 
     def __init__(self, name: str) -> None:
         self.sequence = EdgeTopic(name)
@@ -47,6 +48,8 @@ class Audience:
         """The first attach, while it is under way; all who want the topic wait for this one."""
         self.repairing = asyncio.Lock()
         """Held by the one repair that is under way: two would tell what the other has told already."""
+        self.attendance: Attendance | None = None
+        """Its members, if the topic keeps presence."""
         self.catching_up: list[list[Publication | Lost]] = []
         """For each connection that is being brought from its own position to this one: what has been told since."""
 
@@ -59,6 +62,8 @@ class Hub:
         """Called with a topic that has a gap: it must be repaired."""
         self.on_unheard: Callable[[str], None] = lambda name: None
         """Called with a topic that nobody here hears, and that an owner sends nevertheless."""
+        self.on_left: Callable[[Attendance, Connection], None] = lambda attendance, connection: None
+        """Called with a subscriber that leaves a topic with presence."""
         self.connections: dict[str, Connection] = {}
         self.topics: dict[str, Audience] = {}
         self._coalesce_s = coalesce_s
@@ -127,6 +132,8 @@ class Hub:
             members.discard(connection)
             if not members:
                 del audience.subscribers[connection.adapter]
+        if audience.attendance is not None:
+            self.on_left(audience.attendance, connection)
         return self.drop_if_unused(audience)
 
     def drop_if_unused(self, audience: Audience) -> bool:

@@ -22,6 +22,7 @@ from trunkline.edge.lifecycle import Lifecycle
 from trunkline.edge.liveness import Liveness
 from trunkline.edge.load import TICK_S, Load
 from trunkline.edge.manifests import POLL_S, Manifests
+from trunkline.edge.presence import Presence
 from trunkline.edge.server import Server
 from trunkline.edge.settings import EdgeSettings
 from trunkline.edge.subscribing import Subscribing
@@ -82,11 +83,14 @@ class EdgeService:
         calls = Calls(self._caller, subjects, self._load)
         self._events = Events(self._bus, self._streams, calls, subjects, self.edge_id, ROLE)
         self._attachments = Attachments(self._hub, self._caller, subjects, self.edge_id, settings.subscribe_timeout_s)
+        self._presence = Presence(self._hub, self._caller, subjects, self.edge_id)
+        self._attachments.on_attached = self._presence.attached
         subscribing = Subscribing(
             self._hub,
             self._attachments,
             self._manifests,
             calls,
+            self._presence,
             limit=settings.subscriptions_per_connection,
             timeout_s=settings.call_timeout_s,
         )
@@ -123,6 +127,7 @@ class EdgeService:
             "beat": self._lifecycle.heard,
             "reply": self._caller.receive,
             "handled": self._events.receive,
+            "presence": self._presence.receive,
         }
 
     @property
@@ -166,6 +171,7 @@ class EdgeService:
         await self._authenticator.stop()
         await self._lifecycle.stop(min(LAST_ENDS_S, self._settings.stop_timeout_s / 4))
         self._caller.stop()
+        self._presence.stop()
         self._events.stop()
         self._streams.stop()
         await self._tasks.close(2.0)

@@ -11,6 +11,7 @@ from trunkline.edge.calls import Calls
 from trunkline.edge.connection import Connection
 from trunkline.edge.hub import Audience, Hub
 from trunkline.edge.manifests import Manifests
+from trunkline.edge.presence import Presence
 from trunkline.edge.topic import Lost
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.manifest import TopicEntry
@@ -42,6 +43,7 @@ class Subscribing:
         attachments: Attachments,
         manifests: Manifests,
         calls: Calls,
+        presence: Presence,
         *,
         limit: int,
         timeout_s: float,
@@ -50,6 +52,7 @@ class Subscribing:
         self._attachments = attachments
         self._manifests = manifests
         self._calls = calls
+        self._presence = presence
         self._limit = limit
         self._timeout_s = timeout_s
 
@@ -78,9 +81,17 @@ class Subscribing:
             raise TrunklineError(ErrorCode.LIMIT, f"a connection has at most {self._limit} subscriptions")
 
     async def subscribe(
-        self, connection: Connection, topic: str, *, ask_policy: bool, since: Position | None = None
+        self,
+        connection: Connection,
+        topic: str,
+        *,
+        ask_policy: bool,
+        since: Position | None = None,
+        watch: bool = False,
     ) -> Subscribed:
         """Subscribes a connection, which comes back with the position `since`, or anew.
+
+        With `watch`, it also hears which members come and leave.
 
         The caller must write its reply before it gives up control. Raises `TrunklineError`.
         """
@@ -89,6 +100,8 @@ class Subscribing:
         try:
             if ask_policy:
                 await self.allow(connection, topic, "subscribe")
+                if watch:
+                    await self.allow(connection, topic, "presence")
             audience = await self._attachments.attach(topic)
             missed = None if since is None else await self._missed(audience, since)
         finally:
@@ -96,6 +109,12 @@ class Subscribing:
         if connection.id not in self._hub.connections:
             self._attachments.drop_if_unused(audience)
             raise TrunklineError(ErrorCode.GONE, "the connection is closed")
+        attendance = audience.attendance
+        if attendance is not None:
+            self._presence.join(attendance, connection, watch=watch)
+        elif watch:
+            self._attachments.drop_if_unused(audience)
+            raise TrunklineError(ErrorCode.NOT_AVAILABLE, "the namespace of this topic keeps no presence")
         position = self._hub.subscribe(connection, audience, at_top=since is not None or audience.sequence.cached)
         if missed is not None:
             return Subscribed(position, True, missed)

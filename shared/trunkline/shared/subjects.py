@@ -111,6 +111,14 @@ class Subjects:
         """Where owners tell an edge how far its topics are."""
         return f"{self.prefix}.edge.{edge_id}.tops"
 
+    def changes(self, edge_id: str) -> str:
+        """Where owners tell an edge who has come to its topics, and who has left them."""
+        return f"{self.prefix}.edge.{edge_id}.presence"
+
+    def presence(self, topic: str) -> str:
+        """Where an owner tells services that a topic has its first member, or lost its last."""
+        return f"{self.prefix}.presence.{topic.replace('%', '%25')}"
+
     def log(self, log_class: str, topic: str) -> str:
         """The log of a topic, in the stream of its class."""
         return f"{self.prefix}.log.{log_class}.{topic.replace('%', '%25')}"

@@ -15,6 +15,7 @@ import msgspec
 
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
+from trunkline.shared.presence import Members, ReadPresence
 
 __all__ = [
     "NOTHING",
@@ -174,11 +175,14 @@ class Attached(msgspec.Struct, array_like=True, gc=False):
 
     In a namespace that sends new subscribers the last publication, `last` is a list of that, or empty if there is none;
     in others it is None.
+
+    `members_known`: whether the owner knows this edge's members of the topic; None: the topic keeps no presence.
     """
 
     position: Position
     term: int
     last: list[Publication] | None = None
+    members_known: bool | None = None
 
 
 class Detach(msgspec.Struct, array_like=True, gc=False, tag="detach"):
@@ -240,7 +244,7 @@ class Release(msgspec.Struct, array_like=True, gc=False, tag="release"):
     edge_id: str
 
 
-TopicRequest = Attach | Detach | Hold | Publish | Release | Since | History
+TopicRequest = Attach | Detach | Hold | Publish | Release | Since | History | Members | ReadPresence
 """What the owner of a partition is asked."""
 
 

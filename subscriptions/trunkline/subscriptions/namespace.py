@@ -63,9 +63,17 @@ class Namespaces:
         self._replicas = replicas
         self._manifests: list[Manifest] = []
 
-    def replace(self, manifests: Iterable[Manifest]) -> None:
-        """Takes the manifests as they are now. Topics that exist keep what they have."""
+    def replace(self, manifests: Iterable[Manifest]) -> bool:
+        """Takes the manifests as they are now. Topics that exist keep the log that they have.
+
+        Returns whether other topics than before may keep presence.
+        """
+        before = self._patterns()
         self._manifests = sorted(manifests, key=lambda manifest: manifest.channel)
+        return self._patterns() != before
+
+    def _patterns(self) -> list[list[tuple[str, bool]]]:
+        return [[(entry.pattern, entry.presence) for entry in manifest.topics] for manifest in self._manifests]
 
     def of(self, topic: str) -> Namespace:
         """Returns a topic's namespace."""
@@ -76,6 +84,13 @@ class Namespaces:
             if entry is not None and entry.history:
                 return self._namespace(entry)
         return EPHEMERAL
+
+    def keeps_presence(self, topic: str) -> bool:
+        """Whether any channel wants the members of a topic to be known."""
+        if topic.startswith(RESERVED):
+            return False
+        entries = (manifest.topic_of(topic) for manifest in self._manifests)
+        return any(entry is not None and entry.presence for entry in entries)
 
     def _namespace(self, entry: TopicEntry) -> Namespace:
         ttl_s, replicas = entry.ttl_s or self._default_ttl_s, entry.replicas or self._replicas

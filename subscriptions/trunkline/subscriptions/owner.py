@@ -21,6 +21,7 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
+from trunkline.subscriptions.presences import Presences
 from trunkline.subscriptions.topic import Settle, Topic
 
 __all__ = ["Owner", "check_json"]
@@ -32,6 +33,8 @@ CONNECTION_ID_CHARACTERS: Final = 128
 TOPS_AT_ONCE: Final = 1000
 SWEEP_TOPICS: Final = 2000
 SWEEPS: Final = 30
+PRESENCE_BYTES: Final = 64 * 1024 * 1024
+PRESENCE_GRACE_S: Final = 5.0
 
 _skip_json = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -62,11 +65,17 @@ class Owner:
         namespace_of: Callable[[str], Namespace],
         *,
         max_payload: int,
+        keeps_presence: Callable[[str], bool] = lambda name: False,
+        presence_bytes: int = PRESENCE_BYTES,
+        presence_grace_s: float = PRESENCE_GRACE_S,
         clock: Callable[[], float] = time.monotonic,
         on_interest: Callable[[Topic], None] = lambda _topic: None,
     ) -> None:
         self.terms: dict[int, int] = {}
         """The term of each partition that is owned."""
+        self.presences = Presences(
+            self.terms, keeps_presence, limit_bytes=presence_bytes, grace_s=presence_grace_s, clock=clock
+        )
         self.topics: dict[str, Topic] = {}
         self.published = 0
         self.forgotten = 0
@@ -90,6 +99,7 @@ class Owner:
     def claim(self, terms: Mapping[int, int]) -> None:
         """Begins to own partitions."""
         self.terms.update(terms)
+        self.presences.claim(terms)
 
     def unsettled(self, partitions: Collection[int]) -> list[Topic]:
         """Returns the topics of these partitions that somebody waits for: for a position, or for the topic to be opened."""
@@ -101,6 +111,7 @@ class Owner:
 
     def drop(self, partitions: Collection[int], error: TrunklineError) -> None:
         """Ends to own partitions: forgets their topics and settles with `error` whatever waits for them."""
+        self.presences.drop(partitions)
         for partition in partitions:
             self.terms.pop(partition, None)
             for names in self._attached.values():
@@ -137,7 +148,8 @@ class Owner:
             self._heard[edge_id] = self._clock()
             self._attached.setdefault(edge_id, {}).setdefault(topic.partition, set()).add(name)
             last = topic.last if topic.namespace.cache else None
-            settle(wire.Attached(topic.position, self.terms[topic.partition], last))
+            members_known = self.presences.attach(name, edge_id)
+            settle(wire.Attached(topic.position, self.terms[topic.partition], last, members_known))
             if first:
                 self._on_interest(topic)
 
@@ -202,6 +214,7 @@ class Owner:
 
     def detach(self, name: str, edge_id: str) -> None:
         """Removes an edge from a topic: what is due and was not taken does not reach it any more."""
+        self.presences.detach(name, edge_id)
         topic = self.topics.get(name)
         if topic is not None:
             topic.touched_at = self._clock()
@@ -210,6 +223,7 @@ class Owner:
 
     def release(self, partition: int, edge_id: str) -> None:
         """Removes an edge from all topics of a partition."""
+        self.presences.release(partition, edge_id)
         for name in self._attached.get(edge_id, {}).pop(partition, set()):
             self._remove(self.topics[name], edge_id)
 
@@ -218,6 +232,16 @@ class Owner:
             topic.edges.remove(edge_id)
             if not topic.edges:
                 self._on_interest(topic)
+
+    def gone(self, edge_id: str) -> bool:
+        """Forgets an edge that does not exist any more. Returns whether it was attached to anything."""
+        self.presences.gone(edge_id)
+        losing = any(self._attached.get(edge_id, {}).values())
+        for partition in list(self._attached.get(edge_id, ())):
+            self.release(partition, edge_id)
+        self._attached.pop(edge_id, None)
+        self._heard.pop(edge_id, None)
+        return losing
 
     def hold(self, partition: int, edge_id: str) -> wire.Held:
         """Notes that an edge lives. The answer lets it see whether both believe the same."""
@@ -334,11 +358,7 @@ class Owner:
         """
         now = self._clock()
         silent = [edge_id for edge_id, at in self._heard.items() if now - at > edge_timeout_s]
-        losing = [edge_id for edge_id in silent if any(self._attached[edge_id].values())]
-        for edge_id in silent:
-            for partition in list(self._attached[edge_id]):
-                self.release(partition, edge_id)
-            del self._attached[edge_id], self._heard[edge_id]
+        losing = [edge_id for edge_id in silent if self.gone(edge_id)]
         self._forget_idle(now, topic_idle_s)
         return losing
 
@@ -383,6 +403,10 @@ class Owner:
             name for name, topic in self.topics.items() if topic.namespace is EPHEMERAL and not topic.edges and not topic.fed
         ]:
             del self.topics[name]
+
+    def disagreeing_about_presence(self) -> set[int]:
+        """Returns the partitions of topics whose edges must attach again, to learn whether their members are wanted."""
+        return self.presences.disagreeing(topic.name for topic in self.topics.values() if topic.edges)
 
     @property
     def edges(self) -> int:

@@ -28,6 +28,7 @@ from trunkline.shared.logs import get_logger
 from trunkline.shared.manifest import BUCKET, read_manifests
 from trunkline.shared.memory import release_memory
 from trunkline.shared.metrics import drops
+from trunkline.shared.presence import Members, ReadPresence
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
@@ -59,6 +60,8 @@ POLL_S: Final = 0.005
 LOG_S: Final = 2.0
 """JetStream does not answer what it is asked while it elects a leader: a wait ends soonest by asking again soon."""
 RELEASED_TOPICS: Final = 10_000
+CHANGES_S: Final = 0.5
+"""Who came and left within so many seconds is told together."""
 ACTIVE_S: Final = 10.0
 """Topics with a publication within so many seconds are compared with the edges every second."""
 
@@ -66,9 +69,11 @@ log = get_logger(__name__)
 
 publications = Counter("trunkline_publications_total", "Publications that were given a position.")
 topics_owned = Gauge("trunkline_topics_owned", "Topics in the memory of their owner.")
+members_listed = Gauge("trunkline_presence_members", "Members of topics with presence in the memory of their owner.")
 edges_attached = Gauge("trunkline_edges_attached", "Edges that get publications from this owner.")
 fan_batches = Counter("trunkline_fan_batches_total", "Messages with publications sent to edges.")
 
+_encode_json = msgspec.json.Encoder().encode
 _decode_notice = msgspec.msgpack.Decoder(wire.Notice).decode
 _decode_requests = msgspec.msgpack.Decoder(wire.Requests).decode
 _decode_topic_request = msgspec.msgpack.Decoder(wire.TopicRequest).decode
@@ -170,14 +175,19 @@ class SubscriptionService:
             self._log.advance,
             self._namespaces.of,
             max_payload=self._bus.max_payload,
+            keeps_presence=self._namespaces.keeps_presence,
+            presence_bytes=self._settings.presence_bytes,
+            presence_grace_s=self._settings.presence_grace_s,
             on_interest=self._functions.interest,
         )
         self._functions.start(self._owner)
+        self.undertaker.on_gone.append(self._owner.gone)
         self._bus.on_reconnect.append(self._back)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
         await self._bus.flush()
         await self._read_manifests()
         self._tasks.start(every(SWEEP_S, self._sweep), "sweep", essential=True)
+        self._tasks.start(every(CHANGES_S, self._tell_presence), "tell of presence", essential=True)
         await self._ownership.start(START_S)
         await self.undertaker.start()
         inspector = Inspector(self._bus, self._subjects, self._tasks, self.instance, self._owner, self._functions)
@@ -235,6 +245,8 @@ class SubscriptionService:
         while waiting and self._loop.time() < deadline:
             await asyncio.sleep(POLL_S)
             waiting = [topic for topic in waiting if self._owner.is_unsettled(topic)]
+        self._owner.presences.hand_over(partitions)
+        self._tell_services()
         self._flush()
         self._answerer.flush()
         await self._bus.flush()
@@ -292,9 +304,11 @@ class SubscriptionService:
         """Learns which topics have history. Topics that exist keep the namespace that they have."""
         bucket = await self._bus.bucket(self._subjects.bucket(BUCKET))
         manifests = list(await read_manifests(bucket))
-        self._namespaces.replace(manifests)
+        presence_changed = self._namespaces.replace(manifests)
         self._owner.forget_unused_ephemeral()
         self._functions.expect(manifests)
+        if presence_changed and (again := self._owner.disagreeing_about_presence()):
+            self._announce({partition: self._owner.terms[partition] for partition in again})
         self._tasks.start(self._declare(), "declare streams")
 
     async def _declare(self) -> None:
@@ -319,6 +333,8 @@ class SubscriptionService:
                 settle(error)
             except msgspec.MsgspecError as error:
                 settle(wire.decode_error(error, "topic request"))
+        if self._owner.presences.events:
+            self._tell_services()
 
     def _settle(self, reply: str, request_id: int, outcome: msgspec.Struct | TrunklineError | None) -> None:
         if isinstance(outcome, TrunklineError):
@@ -350,6 +366,10 @@ class SubscriptionService:
             case wire.Release():
                 owner.release(request.partition, request.edge_id)
                 settle(None)
+            case Members():
+                settle(owner.presences.tell(request))
+            case ReadPresence():
+                settle(owner.presences.read(request))
             case wire.Hold():
                 settle(owner.hold(request.partition, request.edge_id))
 
@@ -399,8 +419,27 @@ class SubscriptionService:
             log.warning("an edge is silent and gets no more publications", edge_id=edge_id)
         self._release_memory()
         self._send(self._subjects.tops, owner.tops(ACTIVE_S))
+        self._send(self._subjects.changes, owner.presences.notes(self._bus.max_payload // 2))
         self._log.count()
         publications.inc(owner.published)
         owner.published = 0
         topics_owned.set(len(owner.topics))
         edges_attached.set(owner.edges)
+        members_listed.set(owner.presences.members)
+
+    # ------------------------------------------------------------------ presence
+
+    def _tell_presence(self) -> None:
+        """Tells edges and services who came and left; not if another owner may do it by now."""
+        if self._ownership.trusted:
+            presences = self._owner.presences
+            self._send(self._subjects.changes, presences.take_changes(self._bus.max_payload // 2))
+            self._tell_services()
+
+    def _tell_services(self) -> None:
+        events, self._owner.presences.events = self._owner.presences.events, []
+        for event in events:
+            try:
+                self._bus.publish(self._subjects.presence(event.topic), _encode_json(event))
+            except TrunklineError as error:
+                drops.labels(ROLE, f"presence event: {error.code}").inc()

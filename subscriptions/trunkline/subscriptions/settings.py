@@ -32,6 +32,14 @@ class SubscriptionSettings(RoleSettings, role="subscriptions"):
         3600.0, gt=0, description="seconds that topics with history keep publications, unless their @topic says otherwise"
     )
     replicas: int = Field(1, ge=1, le=5, description="NATS nodes that keep each log; 3 in a cluster of three")
+    presence_bytes: int = Field(
+        67_108_864,
+        ge=65_536,
+        description="bytes of memory for the members of all topics, a quarter of it for one topic; more are counted only",
+    )
+    presence_grace_s: float = Field(
+        5.0, ge=0, description="seconds that a topic must have been without members before it is announced as vacated"
+    )
     functions: int = Field(1000, ge=1, description="subscription functions that may run here at the same time")
     function_close_s: float = Field(
         3.0, gt=0, description="seconds that the `finally` of a function may take before it is cancelled again"

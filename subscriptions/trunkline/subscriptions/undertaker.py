@@ -75,7 +75,7 @@ class Undertaker:
         self._scan_at = 0.0
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self.on_gone: list[Callable[[str], None]] = []
+        self.on_gone: list[Callable[[str], object]] = []
         bus.on_disconnect.append(self._edges.interrupted)
 
     async def start(self) -> None:

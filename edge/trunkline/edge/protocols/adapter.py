@@ -10,6 +10,7 @@ from typing import Protocol
 
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.positions import Position
+from trunkline.shared.presence import Member, PresenceChange
 from trunkline.shared.wire import Publication
 
 __all__ = ["Adapter", "Incoming"]
@@ -67,6 +68,12 @@ class Adapter(Protocol):
 
     def lost(self, topic: str, position: Position) -> bytes:
         """Frames *insufficient state*: publications are missing; go on from `position`."""
+
+    def members(self, members: list[Member]) -> list[dict[str, object]]:
+        """Returns members of a topic as the field of a reply."""
+
+    def presence(self, change: PresenceChange) -> bytes:
+        """Frames who came to a topic and who left it."""
 
     def subscribed(self, topic: str, position: Position, publications: list[Publication], connection_id: str) -> bytes:
         """Frames the start of a subscription that a handler made for the client, and what it gets up to `position`."""

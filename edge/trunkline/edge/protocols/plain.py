@@ -16,6 +16,7 @@ from trunkline.edge.frames import binary_frame, text_frame
 from trunkline.edge.protocols.adapter import Adapter, Incoming
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
+from trunkline.shared.presence import Member, PresenceChange
 from trunkline.shared.wire import Encoding, Publication
 
 __all__ = ["JSON", "MSGPACK", "PlainJson", "PlainMsgpack"]
@@ -48,6 +49,25 @@ def _failure_fields(error: TrunklineError) -> dict[str, object]:
     if error.retry_after_s is not None:
         fields["retry_after"] = error.retry_after_s
     return fields
+
+
+def _members(members: list[Member], info: Callable[[bytes], object]) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for member in members:
+        fields: dict[str, object] = {"connection_id": member.connection_id, "user": member.user}
+        if member.info is not None:
+            fields["info"] = info(member.info)
+        found.append(fields)
+    return found
+
+
+def _change_fields(change: PresenceChange, adapter: Adapter) -> dict[str, object]:
+    fields: dict[str, object] = {"epoch": str(change.term), "since": change.since, "version": change.version}
+    if change.reload:
+        fields |= {"connections": change.connections, "reload": True}
+    else:
+        fields |= {"joined": adapter.members(change.joined), "left": adapter.members(change.left)}
+    return {"topic": change.topic, "presence": fields}
 
 
 def _subscribed_fields(topic: str, position: Position, messages: list[dict[str, object]]) -> dict[str, object]:
@@ -149,6 +169,14 @@ class PlainJson:
         """See `Adapter`: the publishers' own bytes."""
         return _messages(publications, connection_id, Raw)
 
+    def members(self, members: list[Member]) -> list[dict[str, object]]:
+        """See `Adapter`."""
+        return _members(members, Raw)
+
+    def presence(self, change: PresenceChange) -> bytes:
+        """See `Adapter`."""
+        return text_frame(_json_encode(_change_fields(change, self)))
+
     def lost(self, topic: str, position: Position) -> bytes:
         """See `Adapter`."""
         return text_frame(_json_encode({"topic": topic, "lost": True, "offset": position.offset, "epoch": position.epoch}))
@@ -247,6 +275,14 @@ class PlainMsgpack:
     def messages(self, publications: list[Publication], connection_id: str) -> list[dict[str, object]]:
         """See `Adapter`."""
         return _messages(publications, connection_id, _transcoded)
+
+    def members(self, members: list[Member]) -> list[dict[str, object]]:
+        """See `Adapter`."""
+        return _members(members, _transcoded)
+
+    def presence(self, change: PresenceChange) -> bytes:
+        """See `Adapter`."""
+        return self._frame(None, _change_fields(change, self))
 
     def lost(self, topic: str, position: Position) -> bytes:
         """See `Adapter`."""
