@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from trunkline.app import Channel, ChannelError, Context, Disconnect, Operation
 from trunkline.app.routes import Next
 from trunkline.shared.manifest import Manifest
+from trunkline.shared.rates import Rate
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ def test_manifest_says_what_edges_need() -> None:
     async def hello(ctx: Context) -> State:
         return State(name="")
 
-    @chat.on("say", timeout_s=2.5, concurrent=True)
+    @chat.on("say", timeout_s=2.5, concurrent=True, rate="10/s", burst=20)
     async def say(ctx: Context, message: Say, database: Database) -> Said:
         return Said(offset=1)
 
@@ -79,7 +80,7 @@ def test_manifest_says_what_edges_need() -> None:
     assert (manifest.channel, manifest.connect, manifest.lifecycle, manifest.default) == ("chat", True, False, False)
     assert list(manifest.actions) == ["nothing", "say"]
     say_entry = manifest.actions["say"]
-    assert (say_entry.timeout_s, say_entry.concurrent) == (2.5, True)
+    assert (say_entry.timeout_s, say_entry.concurrent, say_entry.rate) == (2.5, True, Rate(10.0, 20))
     assert say_entry.message is not None
     assert say_entry.message["required"] == ["text"]
     assert say_entry.result is not None
@@ -279,6 +280,14 @@ def _bad_pool(chat: Channel) -> None:
     chat.on("say", pool="a b")
 
 
+def _bad_rate(chat: Channel) -> None:
+    chat.on("say", rate="often")
+
+
+def _burst_without_rate(chat: Channel) -> None:
+    chat.on("say", burst=3)
+
+
 def _empty(chat: Channel) -> None:
     pass
 
@@ -314,6 +323,8 @@ def _empty(chat: Channel) -> None:
         (_hidden_async, "make its wrapper `async def`"),
         (_context_of_another_state, "Context["),
         (_bad_pool, "pool 'a b'"),
+        (_bad_rate, "10/s or 600/m"),
+        (_burst_without_rate, "needs a rate"),
         (_empty, "no handlers"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
@@ -334,6 +345,8 @@ def test_what_cannot_work_is_refused(mistake: Callable[[Channel], None], says: s
         _reserved_topic,
         _bad_pattern,
         _bad_pool,
+        _bad_rate,
+        _burst_without_rate,
         _cache_without_history,
         _unknown_storage,
         _too_many_replicas,

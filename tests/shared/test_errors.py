@@ -37,13 +37,16 @@ def test_close_codes_say_whether_to_reconnect() -> None:
         return 3000 <= code < 3500 or 4000 <= code < 4500
 
     ours = {code for code in CloseCode if code >= 3000}
-    assert {code.name for code in ours if reconnect(code)} == {"SHUTDOWN", "INTERNAL", "EXPIRED", "SLOW", "NO_PONG"}
+    assert {code.name for code in ours if reconnect(code)} == {
+        *("SHUTDOWN", "INTERNAL", "EXPIRED", "SLOW", "RECONNECT", "NO_PONG"),
+    }
     assert {code.name for code in ours if not reconnect(code)} == {
         "INVALID_TOKEN",
         "BAD_REQUEST",
         "STALE",
         "FORCED",
         "CONNECTION_LIMIT",
+        "TOO_MANY_ERRORS",
     }
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from trunkline.edge.auth import Identity
 from trunkline.edge.protocols.adapter import Adapter
+from trunkline.edge.rate import Limits
 from trunkline.edge.socket import Socket
 from trunkline.shared.errors import CloseCode
 from trunkline.shared.metrics import drops
@@ -36,6 +37,7 @@ class Connection:
         "expiry",
         "id",
         "identity",
+        "limits",
         "socket",
         "state",
         "subscribing",
@@ -49,6 +51,7 @@ class Connection:
         self.adapter = adapter
         self.adapter_settled = settled
         """Whether the client has shown, by subprotocol or first message, that it speaks this encoding."""
+        self.limits: Limits | None = None
         self.socket: Socket | None = None
         self.state = b""
         self.topics: set[str] = set()

@@ -21,8 +21,9 @@ from trunkline.edge.events import Events
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.adapter import Incoming
 from trunkline.edge.protocols.plain import JSON, MSGPACK
+from trunkline.edge.rate import Limits, Rates
 from trunkline.edge.socket import Socket
-from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.manifest import ActionEntry
 from trunkline.shared.tasks import Tasks
 
@@ -44,6 +45,7 @@ class Dispatcher:
         calls: Calls,
         events: Events,
         actions: OwnActions,
+        rates: Rates,
         tasks: Tasks,
         timeout_s: float,
     ) -> None:
@@ -52,6 +54,7 @@ class Dispatcher:
         self._events = events
         self._tasks = tasks
         self._actions = actions
+        self._rates = rates
         self._timeout_s = timeout_s
 
     async def run(self, connection: Connection, socket: Socket) -> None:
@@ -62,11 +65,16 @@ class Dispatcher:
             messages.inc()
             connection.busy = True
             incoming: Incoming | None = None
+            limits = connection.limits
+            # What cannot be decoded counts, too.
+            refusal = None if limits is None else self._rates.check(limits, connection.identity.user)
             try:
                 if binary is not connection.adapter.binary:
                     _settle(connection, binary)
                 connection.adapter_settled = True
                 incoming = connection.adapter.decode(data)
+                if refusal is not None:
+                    raise refusal
                 if incoming.action[:1] == "$":
                     await self._actions.handle(connection, incoming)
                 else:
@@ -74,6 +82,8 @@ class Dispatcher:
             except TrunklineError as error:
                 errors.labels(_label(error)).inc()
                 connection.write(connection.adapter.error(incoming, error))
+                if connection.limits is not None and self._rates.too_many(connection.limits):
+                    connection.close(CloseCode.TOO_MANY_ERRORS, "rate limited: too many messages were refused")
             finally:
                 connection.busy = False
                 # It was not read meanwhile, so its silence so far means nothing.
@@ -84,6 +94,12 @@ class Dispatcher:
         route = manifest.actions.get(incoming.action)
         if route is None and not manifest.default:
             raise TrunklineError(ErrorCode.UNKNOWN_ACTION, "no handler for this action, and no default")
+        if route is not None and route.rate is not None:
+            if connection.limits is None:
+                connection.limits = Limits(None)
+            refusal = self._rates.check_action(connection.limits, incoming.action, route.rate)
+            if refusal is not None:
+                raise refusal
         timeout_s = self._timeout_s if route is None or route.timeout_s is None else route.timeout_s
         if route is not None and route.durable:
             await self._log(connection, incoming, route, timeout_s)

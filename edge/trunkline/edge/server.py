@@ -20,6 +20,7 @@ from trunkline.edge.lifecycle import Lifecycle
 from trunkline.edge.liveness import Liveness
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.plain import JSON, MSGPACK
+from trunkline.edge.rate import Rates
 from trunkline.edge.settings import EdgeSettings
 from trunkline.edge.socket import ABNORMAL, Socket, SocketClosed
 from trunkline.edge.subscribing import Subscribing
@@ -70,6 +71,7 @@ class Server:
         calls: Calls,
         subscribing: Subscribing,
         dispatcher: Dispatcher,
+        rates: Rates,
         liveness: Liveness,
         lifecycle: Lifecycle,
         tasks: Tasks,
@@ -83,6 +85,7 @@ class Server:
         self._calls = calls
         self._subscribing = subscribing
         self._dispatcher = dispatcher
+        self._rates = rates
         self._liveness = liveness
         self._lifecycle = lifecycle
         self._tasks = tasks
@@ -215,6 +218,7 @@ class Server:
             MSGPACK if msgpack else JSON,
             msgpack or chosen == JSON_SUBPROTOCOL,
         )
+        connection.limits = self._rates.new(manifest.rate)
         await self._lifecycle.prepare(manifest)
         self._hub.add(connection)
         try:

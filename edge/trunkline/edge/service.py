@@ -23,6 +23,7 @@ from trunkline.edge.liveness import Liveness
 from trunkline.edge.load import TICK_S, Load
 from trunkline.edge.manifests import POLL_S, Manifests
 from trunkline.edge.presence import Presence
+from trunkline.edge.rate import Rates
 from trunkline.edge.server import Server
 from trunkline.edge.settings import EdgeSettings
 from trunkline.edge.subscribing import Subscribing
@@ -104,7 +105,16 @@ class EdgeService:
         )
         self._commands = Commands(self._hub, subscribing, self._answerer, self._tasks, self._liveness.expire)
         self._lifecycle = Lifecycle(self._bus, register, subjects, self._tasks, self.edge_id)
-        dispatcher = Dispatcher(self._manifests, calls, self._events, actions, self._tasks, settings.call_timeout_s)
+        self._rates = Rates(
+            asyncio.get_running_loop().time,
+            connection=settings.limit_of_connections,
+            user=settings.limit_of_users,
+            dry_run=settings.rate_dry_run,
+            refusals_most=settings.rate_refusals,
+        )
+        dispatcher = Dispatcher(
+            self._manifests, calls, self._events, actions, self._rates, self._tasks, settings.call_timeout_s
+        )
         self._server = Server(
             settings,
             self.edge_id,
@@ -114,6 +124,7 @@ class EdgeService:
             calls,
             subscribing,
             dispatcher,
+            self._rates,
             self._liveness,
             self._lifecycle,
             self._tasks,
@@ -226,3 +237,4 @@ class EdgeService:
     def _each_second(self) -> None:
         self._liveness.look()
         self._server.close_undecided()
+        self._rates.forget_idle()

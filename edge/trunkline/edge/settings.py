@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, DirectoryPath, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from trunkline.shared.rates import Rate, parse_rate
 from trunkline.shared.settings import RoleSettings
 
 __all__ = ["EdgeSettings", "normal_origin"]
@@ -33,6 +34,12 @@ def _check_origin(text: str) -> str:
     return origin
 
 
+def _check_rate(text: str) -> str:
+    parse_rate(text)
+    return text
+
+
+RateText = Annotated[str, AfterValidator(_check_rate)]
 Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
@@ -79,7 +86,29 @@ class EdgeSettings(RoleSettings, role="edge"):
     pong_s: float = Field(10.0, gt=0, description="seconds of silence after a ping before the connection is closed (3012)")
     call_timeout_s: float = Field(10.0, gt=0, description="seconds that a call waits for its worker")
     subscribe_timeout_s: float = Field(5.0, gt=0, description="seconds that a subscribe waits for the topic's owner")
+    rate_connection: RateText | None = Field(
+        None, description="messages that one connection may send, such as 50/s or 600/m; more are refused; unset: any"
+    )
+    rate_connection_burst: int | None = Field(None, ge=1, description="of them at once; unset: what comes in a second")
+    rate_user: RateText | None = Field(
+        None, description="messages that all connections of one user to this edge may send, such as 100/s; unset: any"
+    )
+    rate_user_burst: int | None = Field(None, ge=1, description="of them at once; unset: what comes in a second")
+    rate_dry_run: bool = Field(False, description="whether messages over a limit are only counted, not refused")
+    rate_refusals: int = Field(
+        0, ge=0, description="refusals, less than 10 s apart, after which a connection is closed (3509); 0: never"
+    )
     drain_s: float = Field(10.0, ge=0, description="seconds over which a stopping edge closes its connections")
+
+    @property
+    def limit_of_connections(self) -> Rate | None:
+        """`rate_connection` with its burst."""
+        return None if self.rate_connection is None else parse_rate(self.rate_connection, self.rate_connection_burst)
+
+    @property
+    def limit_of_users(self) -> Rate | None:
+        """`rate_user` with its burst."""
+        return None if self.rate_user is None else parse_rate(self.rate_user, self.rate_user_burst)
 
     @field_validator("jwt_secret")
     @classmethod

@@ -17,6 +17,7 @@ from trunkline.app.signatures import UNKNOWN, Signature, adapter_of, read_signat
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Kind, Operation
 from trunkline.shared.manifest import DEFAULT_POOL, ActionEntry, Manifest, TopicEntry, TopicPattern
+from trunkline.shared.rates import Rate, parse_rate
 
 __all__ = ["Channel"]
 
@@ -36,7 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
 class _Handler:
-    __slots__ = ("action", "concurrent", "durable", "function", "kind", "pool", "signature", "timeout_s")
+    __slots__ = ("action", "concurrent", "durable", "function", "kind", "pool", "rate", "signature", "timeout_s")
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class _Handler:
         timeout_s: float | None = None,
         concurrent: bool = False,
         durable: Durable | None = None,
+        rate: Rate | None = None,
     ) -> None:
         self.kind = kind
         self.action = action
@@ -56,6 +58,7 @@ class _Handler:
         self.timeout_s = timeout_s
         self.concurrent = concurrent
         self.durable = durable
+        self.rate = rate
         self.signature = Signature()
 
 
@@ -89,16 +92,26 @@ class Channel:
     `state` is the type of `ctx.state`, if it is not what `on_connect` returns. `pool` is that of all handlers that name
     none: `trunkline workers APP --pool NAME` runs the handlers of one pool, so that each can be scaled alone. `lifecycle`:
     other services consume the events of connections that come and go (docs/architecture.md); handlers of such events imply
-    it.
+    it. `rate` and `burst` limit all messages of one connection, in place of the edge's own limit (see `on`).
     """
 
-    def __init__(self, name: str, *, state: Any = None, pool: str = DEFAULT_POOL, lifecycle: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        state: Any = None,
+        pool: str = DEFAULT_POOL,
+        lifecycle: bool = False,
+        rate: str | None = None,
+        burst: int | None = None,
+    ) -> None:
         if not _NAME.match(name):
             raise ChannelError(f"channel name {name!r}: use 1 to 64 letters, digits, '-' and '_'")
         self.name = name
         self._pool = _check_pool(pool, repr(self))
         self._state = state
         self._lifecycle = lifecycle
+        self._rate = _rate_of(rate, burst, repr(self))
         self._handlers: dict[tuple[Kind, str], _Handler] = {}
         self._policies: dict[str, _Policy] = {}
         self._feeds: dict[str, _Feed] = {}
@@ -143,6 +156,8 @@ class Channel:
         timeout_s: float | None = None,
         concurrent: bool = False,
         pool: str | None = None,
+        rate: str | None = None,
+        burst: int | None = None,
         durable: bool = False,
         retries: int = RETRIES,
         backoff_s: float | Sequence[float] = BACKOFF_S,
@@ -154,6 +169,8 @@ class Channel:
 
         `timeout_s` is the longest a call may take (the worker's setting by default). A connection's messages are handled one
         after the other; those of a `concurrent` action are not waited for. `pool`: whose workers run it (the channel's).
+        `rate`, such as `"10/s"`, `"600/m"` or `"3/h"`, with a `burst` at once (by default what comes in a second): what a
+        connection sends beyond that gets the error "rate_limited", with the time after which to try again.
 
         Messages of a `durable` action are logged, and handled at least once: again when the handler raised (other than
         `Reject`), took too long, or its worker died, up to `retries` times, after the pauses `backoff_s` (the last one
@@ -188,9 +205,19 @@ class Channel:
                 )
         elif (retries, backoff_s, ack, order, key) != (RETRIES, BACKOFF_S, "handled", None, None):
             raise ChannelError(f"{self}: action {action!r}: retries, backoff_s, ack, order and key belong to durable=True")
+        limit = _rate_of(rate, burst, f"{self}: action {action!r}")
         own = self._pool if pool is None else _check_pool(pool, f"{self}: action {action!r}")
         return lambda function: self._add(
-            _Handler(Kind.MESSAGE, action, function, own, timeout_s=timeout_s, concurrent=concurrent, durable=declared),
+            _Handler(
+                Kind.MESSAGE,
+                action,
+                function,
+                own,
+                timeout_s=timeout_s,
+                concurrent=concurrent,
+                durable=declared,
+                rate=limit,
+            ),
             function,
         )
 
@@ -447,8 +474,18 @@ class Channel:
             },
             topics=tuple(policy.entry for policy in self._policies.values()),
             pool=self._pool,
+            rate=self._rate,
             subscriptions=tuple(function.entry for function in self._subscription_functions),
         )
+
+
+def _rate_of(rate: str | None, burst: int | None, what: str) -> Rate | None:
+    try:
+        if rate is None and burst is not None:
+            raise ValueError("a burst needs a rate, such as rate='10/s'")
+        return None if rate is None else parse_rate(rate, burst)
+    except ValueError as error:
+        raise ChannelError(f"{what}: {error}") from None
 
 
 def _check_pool(pool: str, what: str) -> str:
@@ -480,6 +517,7 @@ def _action_entry(handler: _Handler) -> ActionEntry:
         ack="handled" if durable is None else durable.ack,
         order=None if durable is None else durable.order_name,
         key=None if durable is None else durable.key,
+        rate=handler.rate,
         message=_schema(body, handler, "validation"),
         result=_schema(None if signature.returns in (UNKNOWN, type(None)) else signature.returns, handler, "serialization"),
     )

@@ -37,6 +37,7 @@ class ErrorCode(Enum):
     ACCEPTED = ("accepted", 408, False)
     GONE = ("gone", 410, False)
     TOO_LARGE = ("too_large", 413, False)
+    RATE_LIMITED = ("rate_limited", 429, True)
     NO_WORKER = ("no_worker", 503, True)
     TIMEOUT = ("timeout", 504, True)
     UNAVAILABLE = ("unavailable", 505, True)
@@ -65,6 +66,7 @@ class CloseCode(IntEnum):
     STALE = 3502
     FORCED = 3503
     CONNECTION_LIMIT = 3504
+    TOO_MANY_ERRORS = 3509
 
 
 class TrunklineError(Exception):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from trunkline.shared.logs import get_logger
+from trunkline.shared.rates import Rate
 from trunkline.shared.topics import RESERVED, TOPIC_BYTES
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class _Entry(BaseModel):
 
 
 class ActionEntry(_Entry):
-    """An action. `timeout_s` None: the edge's own. The schemas are JSON Schema, None where there is none.
+    """An action. `timeout_s` None: the edge's own. `rate`: how many messages one connection may send. The schemas are JSON
+    Schema, None where there is none.
 
     A `durable` one is logged. Then `ack` says when the client hears of it, `order` what keeps its order (`key`: what a
     worker answers that is asked for it), and `key` names a field of the message by which repetitions are known.
@@ -110,6 +112,7 @@ class ActionEntry(_Entry):
     ack: str = "handled"
     order: str | None = None
     key: str | None = None
+    rate: Rate | None = None
     message: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
 
@@ -143,7 +146,8 @@ class Manifest(_Entry):
     `pool` serves everything but the actions, which say so themselves. `former`: digests of the manifests that this one has
     replaced, the last one first, so that an old worker that starts again does not bring its own back.
 
-    `lifecycle`: somebody wants to know which connections come and go, exactly.
+    `lifecycle`: somebody wants to know which connections come and go, exactly. `rate`: how many messages one connection may
+    send, whatever they are.
     """
 
     version: int = 1
@@ -155,6 +159,7 @@ class Manifest(_Entry):
     topics: tuple[TopicEntry, ...] = ()
     pool: str = DEFAULT_POOL
     former: tuple[str, ...] = ()
+    rate: Rate | None = None
     subscriptions: tuple[FunctionEntry, ...] = ()
 
     _patterns: tuple[TopicPattern, ...] = PrivateAttr(())
