@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -115,6 +115,7 @@ def test_a_worker_that_serves_other_pools_now() -> None:
     assert load.pool("chat", "heavy").admits(1.0)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e6), st.floats(0, 1))
 def test_when_to_try_again_is_bounded(wait_s: float, luck: float) -> None:
     _, pool = heard(beat(wait_s=wait_s))
@@ -195,3 +196,4 @@ class Schedules(RuleBasedStateMachine):
 
 
 TestSchedules = Schedules.TestCase
+TestSchedules.settings = settings(deadline=None, max_examples=50)

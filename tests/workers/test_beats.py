@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.cluster import cluster
 from tests.support.nats import NatsServer, eventually, nats_server
@@ -23,6 +23,7 @@ from trunkline.workers.settings import WorkerSettings
 seconds = st.floats(0, 1e3)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), seconds, st.integers(1, 1000), seconds)
 def test_the_wait_is_never_less_than_what_the_oldest_has_waited(
     waiting: int, oldest: float, slots: int, mean: float
