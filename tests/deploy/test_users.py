@@ -25,6 +25,8 @@ ALL: Final = "edge workers subscriptions publisher admin"
 CLAIMS: Final = f"KV_{of.bucket('claims')}"
 MANIFEST: Final = f"KV_{of.bucket('manifest')}"
 LOG, _ = of.log_stream("h100_t300_r3")
+EVENTS: Final = of.events_stream
+DEAD: Final = of.dead_stream
 
 
 class Row(NamedTuple):
@@ -44,6 +46,7 @@ CORE: Final = [
     Row(of.tops("e1"), publish="subscriptions", subscribe="edge"),
     Row(of.command("e1"), publish="workers", subscribe="edge"),
     Row(f"{of.reply('e1')}.9", publish="workers subscriptions", subscribe="edge"),
+    Row(f"{of.handled('e1', 'a')}.0", publish="workers", subscribe="edge"),
     Row(of.edges, publish="workers subscriptions", subscribe="edge subscriptions"),
     Row(of.manifest("chat", "0123"), publish="workers", subscribe="workers", queue="workers"),
     Row(of.owners, publish="subscriptions", subscribe="subscriptions"),
@@ -64,13 +67,16 @@ CORE: Final = [
 ]
 STORED: Final = [
     Row(of.log("h100_t300_r3", "room.1"), publish="subscriptions"),
+    Row(of.event("default", "chat", "message", "order"), publish="edge admin"),
+    Row(of.ordered("default", 7, "chat", "message", "order"), publish="edge admin"),
+    Row(of.dead("chat", "order"), publish="workers"),
     Row("$KV.trunkline_claims.partition.7", publish="subscriptions"),
     Row("$KV.trunkline_manifest.chat", publish="workers"),
 ]
 API: Final = [
     *(
         Row(f"$JS.API.{operation}", publish="admin")
-        for stream in (LOG, CLAIMS, MANIFEST)
+        for stream in (LOG, CLAIMS, MANIFEST, DEAD)
         for operation in (
             f"STREAM.CREATE.{stream}",
             f"STREAM.UPDATE.{stream}",
@@ -86,6 +92,32 @@ API: Final = [
             f"CONSUMER.MSG.NEXT.{stream}.c",
         )
     ),
+    *(
+        Row(f"$JS.API.{operation}", publish="admin")
+        for operation in (
+            f"STREAM.UPDATE.{EVENTS}",
+            f"STREAM.DELETE.{EVENTS}",
+            f"STREAM.PURGE.{EVENTS}",
+            f"STREAM.MSG.GET.{EVENTS}",
+            f"STREAM.MSG.DELETE.{EVENTS}",
+            f"STREAM.MSG.GET.{DEAD}",
+            f"DIRECT.GET.{DEAD}",
+            f"CONSUMER.CREATE.{EVENTS}.pool_default.filter",
+            f"CONSUMER.DELETE.{EVENTS}.pool_default",
+        )
+    ),
+    *(
+        Row(f"$JS.API.{operation}", publish="workers admin")
+        for operation in (
+            f"STREAM.INFO.{EVENTS}",
+            f"STREAM.INFO.{DEAD}",
+            f"CONSUMER.INFO.{EVENTS}.pool_default",
+            f"CONSUMER.LIST.{EVENTS}",
+            f"CONSUMER.MSG.NEXT.{EVENTS}.pool_default",
+        )
+    ),
+    Row(f"$JS.ACK.{EVENTS}.pool_default.1.2.3.4.5", publish="workers"),
+    Row(f"$JS.ACK._.hash.{EVENTS}.pool_default.1.2.3.4.5", publish="workers"),
     Row("$JS.API.STREAM.NAMES", publish="admin"),
     Row("$JS.API.STREAM.LIST", publish="admin"),
     *(

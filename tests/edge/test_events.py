@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import jwt
 import msgspec
 import pytest
 from pydantic import BaseModel
 from tests.support.cluster import Cluster, cluster
 from tests.support.nats import eventually
 
-from trunkline.app import Channel, Context, Delivery, Reject
+from trunkline.app import Channel, Context, Delivery, Reject, TrunklineError
 from trunkline.shared.events import decode_dead_letter, decode_event
 
 
@@ -186,8 +187,6 @@ async def test_a_repeated_message_is_logged_once() -> None:
 
 
 async def test_a_key_is_known_on_other_connections_of_its_user_only() -> None:
-    import jwt
-
     secret = "0123456789abcdef0123456789abcdef"
 
     def token(user: str) -> dict[str, Any]:
@@ -229,6 +228,71 @@ async def test_without_a_worker_messages_are_logged_and_handled_later() -> None:
         await trunkline.start_worker(later.channel)
         await nothing_waits(trunkline)
     assert later.numbers == [1]
+
+
+class Move(BaseModel):
+    account: str
+    step: int
+    failures: int = 0
+
+
+class Bank:
+    """A channel whose actions have an order, and the steps that its handlers took."""
+
+    def __init__(self) -> None:
+        self.channel = channel = Channel("chat")
+        self.steps: dict[str, list[int]] = {}
+
+        @channel.on("move", durable=True, ack="logged", backoff_s=0.02, order=lambda move: str(move.account))
+        async def move(ctx: Context, message: Move) -> None:
+            self._step(ctx, message.account, message)
+
+        @channel.on("step", durable=True, ack="logged", backoff_s=0.02, order="user", concurrent=True)
+        async def step(ctx: Context, message: Move) -> None:
+            self._step(ctx, ctx.user or ctx.connection_id, message)
+
+        @channel.on("broken", durable=True, order=lambda move: move.step)
+        async def broken(ctx: Context, message: Move) -> None: ...
+
+    def _step(self, ctx: Context, key: str, message: Move) -> None:
+        assert ctx.delivery is not None
+        if ctx.delivery.attempt <= message.failures:
+            raise TrunklineError("unavailable", "not yet")
+        self.steps.setdefault(key, []).append(message.step)
+
+
+async def test_messages_with_one_key_are_handled_in_order_whoever_sends_them() -> None:
+    bank = Bank()
+    async with cluster(bank.channel) as trunkline, trunkline.connect() as one, trunkline.connect() as two:
+        for step in range(6):
+            client = one if step % 2 else two
+            answer = await client.ask("move", account="a", step=step, failures=2 if step == 0 else 0)
+            assert answer["logged"] is True
+            await client.ask("move", account="b", step=step)
+        await nothing_waits(trunkline)
+    assert bank.steps == {"a": list(range(6)), "b": list(range(6))}
+
+
+async def test_a_message_whose_key_cannot_be_told_is_refused_and_not_logged() -> None:
+    bank = Bank()
+    async with cluster(bank.channel) as trunkline, trunkline.connect() as client:
+        assert (await client.ask("move", account="a"))["error"]["code"] == "invalid"
+        assert (await client.ask("broken", account="a", step=1))["error"]["code"] == "internal"
+        await trunkline.stop(trunkline.worker)
+        assert (await client.ask("move", account="a", step=1))["error"]["code"] in ("no_worker", "overloaded")
+        assert await waiting(trunkline) == 0
+    assert bank.steps == {}
+
+
+async def test_a_client_that_does_not_wait_has_its_messages_handled_in_order() -> None:
+    bank = Bank()
+    async with cluster(bank.channel) as trunkline, trunkline.connect() as client:
+        for step in range(50):
+            await client.send("step", id=step, account="", step=step, failures=1 if step % 20 == 0 else 0)
+        ids = [(await client.receive())["id"] for _ in range(50)]
+        await nothing_waits(trunkline)
+    assert sorted(ids) == list(range(50))
+    assert list(bank.steps.values()) == [list(range(50))]
 
 
 @pytest.mark.parametrize("paused", [False, True])

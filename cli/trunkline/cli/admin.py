@@ -15,15 +15,18 @@ from trunkline.cli.options import NATS_OPTIONS, with_settings
 from trunkline.shared import logs
 from trunkline.shared.bus import Bus
 from trunkline.shared.declaring import bucket_stream, reconcile
+from trunkline.shared.event_log import Pools, declare_consumers
 from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
+from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Drift, Stream, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import fail_with
 from trunkline.subscriptions.declared import declared_streams
 from trunkline.subscriptions.namespace import Namespaces
 from trunkline.subscriptions.settings import SubscriptionSettings
+from trunkline.workers.settings import WorkerSettings
 
-__all__ = ["app", "apply_to", "wanted_streams"]
+__all__ = ["app", "apply_to", "connected", "wanted_streams"]
 
 ROLE: Final = "admin"
 CONNECT_TIMEOUT_S: Final = 30.0
@@ -37,7 +40,8 @@ EPILOG = """
 Before a deploy: **trunkline admin apply shop/app.py**. What would change: **trunkline admin apply --dry-run**
 
 Repeating it is harmless. It needs the NATS user `admin` of deploy/nats/users.conf; with the settings of the subscription
-service (TRUNKLINE_SUBSCRIPTIONS_REPLICAS, …_TTL_S), since these say what its logs are like.
+service (TRUNKLINE_SUBSCRIPTIONS_REPLICAS, …_TTL_S) and of the workers (TRUNKLINE_WORKERS_EVENT_…), since these say what
+logs and events are kept like.
 """
 
 
@@ -77,22 +81,29 @@ def wanted_streams(subjects: Subjects, settings: SubscriptionSettings, manifests
     """Returns all that a cluster with these channels needs, in the order of its making."""
     namespaces = Namespaces(settings.ttl_s, settings.replicas)
     namespaces.replace(manifests)
+    events = WorkerSettings.load().event_log.streams(subjects) if Pools.of(manifests).durable else []
     return [
         bucket_stream(subjects.bucket(BUCKET), settings.bucket_replicas),
         # Milliseconds: see `claims_stream`.
         *declared_streams(subjects, namespaces.logged(), settings.replicas, first_sequence=int(time.time() * 1000)),
+        *events,
     ]
 
 
 async def apply_to(settings: SubscriptionSettings, manifests: Sequence[Manifest], *, dry_run: bool) -> int:
     """Reconciles, prints what was different, and returns how many streams are not as they should be."""
     subjects = Subjects(settings.prefix)
-    async with _connected(settings) as (bus, streams):
+    async with connected(settings) as (bus, streams):
         # Both: until the deploy, the running workers' streams are in use.
-        wanted = wanted_streams(subjects, settings, [*await _running(bus, streams, subjects), *manifests])
+        manifests = [*await _running(bus, streams, subjects), *manifests]
+        wanted = wanted_streams(subjects, settings, manifests)
         drifts = {drift.stream: drift for drift in await reconcile(streams, wanted, mend=not dry_run)}
         for stream in wanted:
             typer.echo(_line(stream, drifts.get(stream.name), dry_run=dry_run))
+        consumers = WorkerSettings.load().event_log.consumers(subjects, Pools.of(manifests))
+        if consumers and not dry_run:
+            await declare_consumers(streams, consumers)
+            typer.echo(f"as wanted  {len(consumers)} consumers of {subjects.events_stream}")
         every_log = subjects.log_stream("any")[1].replace(".any.", ".*.")
         for name in sorted(set(await streams.names(every_log)) - {stream.name for stream in wanted}):
             typer.echo(f"unused     {name}: no channel asks for it any more; its content goes with `nats stream rm {name}`")
@@ -123,7 +134,8 @@ async def _running(bus: Bus, streams: Streams, subjects: Subjects) -> list[Manif
 
 
 @asynccontextmanager
-async def _connected(settings: SubscriptionSettings) -> AsyncIterator[tuple[Bus, Streams]]:
+async def connected(settings: CommonSettings) -> AsyncIterator[tuple[Bus, Streams]]:
+    """A bus and its streams, as the NATS user `admin`."""
     instance = secrets.token_hex(4)
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     bus = Bus(settings, ROLE, instance, fail_with(failed), connect_timeout_s=CONNECT_TIMEOUT_S)

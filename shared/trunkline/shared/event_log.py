@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
 from trunkline.shared.events import PARTITIONS
+from trunkline.shared.manifest import Manifest
 from trunkline.shared.streams import Consumer, Stream, Streams
 from trunkline.shared.subjects import Subjects
 
-__all__ = ["EventLog", "declare_event_log", "ordered_consumer", "pool_consumer"]
+__all__ = ["EventLog", "Pools", "declare_consumers", "declare_event_log", "ordered_consumer", "pool_consumer"]
 
 PENDING: Final = 20_000
 """Events of a pool that are with its workers or wait for another try."""
@@ -54,33 +55,49 @@ class EventLog(msgspec.Struct, frozen=True, kw_only=True):
         )
         return [events, dead]
 
-    def consumers(self, subjects: Subjects, pool: str, *, ordered: bool) -> list[Consumer]:
-        """Returns the consumers of a pool: one, and with ordered actions one more for each partition, which gives out one
-        event at a time.
+    def consumers(self, subjects: Subjects, pools: Pools) -> list[Consumer]:
+        """Returns the consumers: one for each pool, and one more for each partition of a pool with ordered actions, which
+        gives out one event at a time.
 
         The server never gives up: workers count deliveries, and see to it that nothing disappears.
         """
-        stream = subjects.events_stream
+        stream, ack_wait_s = subjects.events_stream, self.ack_wait_s
         consumers = [
             Consumer(
                 stream=stream,
                 name=pool_consumer(pool),
                 subjects=[subjects.events_of(pool)],
-                ack_wait_s=self.ack_wait_s,
+                ack_wait_s=ack_wait_s,
                 max_ack_pending=PENDING,
             )
+            for pool in sorted(pools.durable)
         ]
-        for partition in range(PARTITIONS if ordered else 0):
-            consumers.append(
-                Consumer(
-                    stream=stream,
-                    name=ordered_consumer(pool, partition),
-                    subjects=[subjects.ordered_of(pool, partition)],
-                    ack_wait_s=self.ack_wait_s,
-                    max_ack_pending=1,
-                )
+        consumers += [
+            Consumer(
+                stream=stream,
+                name=ordered_consumer(pool, partition),
+                subjects=[subjects.ordered_of(pool, partition)],
+                ack_wait_s=ack_wait_s,
+                max_ack_pending=1,
             )
+            for pool in sorted(pools.ordered)
+            for partition in range(PARTITIONS)
+        ]
         return consumers
+
+
+class Pools(NamedTuple):
+    """Pools with durable actions, and those of them with ordered ones."""
+
+    durable: frozenset[str]
+    ordered: frozenset[str]
+
+    @classmethod
+    def of(cls, manifests: Iterable[Manifest]) -> Pools:
+        """Returns the pools of some channels."""
+        actions = [action for manifest in manifests for action in manifest.actions.values() if action.durable]
+        ordered = frozenset(action.pool for action in actions if action.order is not None)
+        return cls(frozenset(action.pool for action in actions), ordered)
 
 
 def pool_consumer(pool: str) -> str:
@@ -93,12 +110,19 @@ def ordered_consumer(pool: str, partition: int) -> str:
     return f"ordered_{pool}_{partition}"
 
 
-async def declare_event_log(
-    streams: Streams, subjects: Subjects, event_log: EventLog, pools: Collection[str], ordered_pools: Collection[str]
-) -> None:
-    """Creates what is missing and changes what differs. Raises `TrunklineError`, see `Streams.ensure_stream`."""
+async def declare_event_log(streams: Streams, subjects: Subjects, event_log: EventLog, pools: Pools) -> None:
+    """Creates what is missing and changes what differs; nothing without a durable action.
+
+    Raises `TrunklineError`, see `Streams.ensure_stream`.
+    """
+    if not pools.durable:
+        return
     for stream in event_log.streams(subjects):
         await streams.ensure_stream(stream)
-    wanted = [consumer for pool in pools for consumer in event_log.consumers(subjects, pool, ordered=pool in ordered_pools)]
+    await declare_consumers(streams, event_log.consumers(subjects, pools))
+
+
+async def declare_consumers(streams: Streams, wanted: Sequence[Consumer]) -> None:
+    """Creates or changes consumers. Raises `TrunklineError`, see `Streams.ensure_consumer`."""
     for first in range(0, len(wanted), AT_ONCE):
         await asyncio.gather(*(streams.ensure_consumer(each) for each in wanted[first : first + AT_ONCE]))

@@ -26,7 +26,7 @@ from trunkline.app.types import Delivery as Attempt
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import ErrorCode, TrunklineError
-from trunkline.shared.event_log import EventLog, declare_event_log, ordered_consumer, pool_consumer
+from trunkline.shared.event_log import Pools, declare_event_log, ordered_consumer, pool_consumer
 from trunkline.shared.events import PARTITIONS, DeadLetter, Event, decode_event
 from trunkline.shared.logs import get_logger, redact
 from trunkline.shared.metrics import drops
@@ -48,7 +48,7 @@ ORDERED_HEARTBEAT_S: Final = 3.0
 BURIAL_AGAIN_S: Final = 5.0
 LAG_S: Final = 10.0
 ERROR_CHARACTERS: Final = 1000
-STALE_S: Final = 1.0
+STALE_S: Final = 0.2
 CLOSE_TIMEOUT_S: Final = 1.0
 
 log = get_logger(__name__)
@@ -120,13 +120,6 @@ class Events:
         self._settings = settings
         self._fail = fail
         self._tasks = Tasks("events", fail)
-        self._log = EventLog(
-            replicas=settings.event_replicas,
-            ack_wait_s=settings.event_ack_wait_s,
-            duplicates_s=settings.event_duplicates_s,
-            most_bytes=settings.event_bytes,
-            most_dead_bytes=settings.dead_bytes,
-        )
         self._beat_s = settings.event_ack_wait_s / BEATS
         self._runner: Runner | None = None
         self._endpoints: dict[tuple[str, str, str], tuple[Endpoint, Durable]] = {}
@@ -141,17 +134,18 @@ class Events:
 
         All that is `known` is handled if it comes: an action may have moved to another pool since an event was logged.
         """
-        pools = sorted({route.pool for route in served if route.durable is not None})
-        if not pools:
+        served_pools = {route.pool for route in served if route.durable is not None}
+        if not served_pools:
             return
         durable = [(route, route.durable) for route in known if route.durable is not None]
-        ordered = sorted({route.pool for route, declared in durable if declared.order is not None} & set(pools))
-        await declare_event_log(self._streams, self._subjects, self._log, pools, ordered)
+        ordered_pools = {route.pool for route, declared in durable if declared.order is not None}
+        pools = Pools(frozenset(served_pools), frozenset(served_pools & ordered_pools))
+        await declare_event_log(self._streams, self._subjects, self._settings.event_log, pools)
         slots = self._settings.event_slots
         runner = self._runner = Runner(
             self._answerer,
             Tasks("event slots", self._fail),
-            slots=slots * len(pools) + PARTITIONS * len(ordered),
+            slots=slots * len(pools.durable) + PARTITIONS * len(pools.ordered),
             most_calls=0,
             most_bytes=0,
             timeout_s=self._settings.timeout_s,
@@ -162,9 +156,9 @@ class Events:
         runner.start(environment)
         self._tasks.start(every(self._beat_s, self._beat, jitter=0.0), "tell that events are handled", essential=True)
         self._tasks.start(every(LAG_S, self._measure), "measure the lag", essential=True)
-        for pool in pools:
+        for pool in pools.durable:
             self._add(pool_consumer(pool), slots)
-        for pool in ordered:
+        for pool in pools.ordered:
             for partition in range(PARTITIONS):
                 name = ordered_consumer(pool, partition)
                 self._add(name, 1, expires_s=ORDERED_PULL_S, heartbeat_s=ORDERED_HEARTBEAT_S)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from trunkline.shared.event_log import EventLog
 from trunkline.shared.settings import RoleSettings
 
 __all__ = ["WorkerSettings"]
@@ -36,3 +37,14 @@ class WorkerSettings(RoleSettings, role="workers"):
         256 * 1024**2, ge=1024**2, description="bytes of dead letters that are kept; when it is full, events stay events"
     )
     resource_timeout_s: float = Field(30.0, gt=0, description="seconds that opening all resources may take")
+
+    @property
+    def event_log(self) -> EventLog:
+        """How events are kept."""
+        return EventLog(
+            replicas=self.event_replicas,
+            ack_wait_s=self.event_ack_wait_s,
+            duplicates_s=self.event_duplicates_s,
+            most_bytes=self.event_bytes,
+            most_dead_bytes=self.dead_bytes,
+        )
