@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from trunkline.app import Channel, Context, Disconnect, Kind, Operation, Reject, TrunklineError
+from trunkline.app import Allow, Channel, Context, Disconnect, Kind, Operation, Reject, TrunklineError
 from trunkline.app.context import Environment
 from trunkline.app.routes import Next
 from trunkline.app.testing import RecordingContext
@@ -272,6 +272,22 @@ async def test_policy_must_say_yes_or_no() -> None:
 
     with pytest.raises(TypeError, match="not a bool"):
         await ask(chat, Kind.SUBSCRIBE, "room", {"topic": "room"})
+
+
+async def test_policy_may_say_what_others_see() -> None:
+    chat = Channel("chat")
+
+    @chat.topic("room.{size}")
+    async def may(ctx: Context, size: int) -> bool | Allow:
+        return Allow({"name": "x" * size}) if size else Allow(None)
+
+    async def verdict(size: int) -> bytes | None:
+        return (await ask(chat, Kind.SUBSCRIBE, "room.{size}", {"topic": f"room.{size}"})).payload
+
+    assert await verdict(3) == b'{"info":{"name":"xxx"}}'
+    assert await verdict(0) == b"true"
+    with pytest.raises(ValueError, match="at most 1024"):
+        await verdict(1100)
 
 
 async def test_middleware_is_an_onion_that_may_refuse() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel
 
-from trunkline.app import Channel, Context, Kind, Position, Reject, TrunklineError
+from trunkline.app import Channel, Context, Kind, Member, Position, Presence, Reject, TrunklineError
 from trunkline.app.testing import EPOCH, Published, RecordingContext
 
 chat = Channel("chat")
@@ -74,3 +74,20 @@ async def test_topics_are_checked() -> None:
 def test_headers_belong_to_connect() -> None:
     assert RecordingContext(kind=Kind.CONNECT, headers={"origin": "x"}).headers == {"origin": "x"}
     assert RecordingContext(headers={"origin": "x"}).headers == {}
+
+
+async def test_members_are_those_that_were_subscribed() -> None:
+    ctx = RecordingContext(user="ada", connection_id="e.1")
+    await ctx.subscribe("room.1", info={"name": "Ada"})
+    await ctx.connection("e.2").subscribe("room.1")
+    await ctx.connection("e.3").subscribe("room.1")
+    await ctx.connection("e.3").unsubscribe("room.1")
+    assert await ctx.presence("room.1") == Presence(2, 1, (Member("e.1", "ada", {"name": "Ada"}), Member("e.2")))
+    page = await ctx.presence("room.1", limit=1)
+    assert (page.members[0].connection_id, page.next) == ("e.1", "e.1")
+    assert (await ctx.presence("room.1", limit=1, cursor=page.next)).next == ""
+    assert await ctx.presence("room.1", limit=0) == Presence(2, 1, ())
+    with pytest.raises(ValueError, match="negative"):
+        await ctx.presence("room.1", limit=-1)
+    with pytest.raises(ValueError, match="at most 1024"):
+        await ctx.subscribe("room.2", info="x" * 1024)

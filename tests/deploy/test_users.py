@@ -44,6 +44,8 @@ CORE: Final = [
     Row(of.publish("room.1"), publish="publisher", subscribe="subscriptions", queue="subscriptions"),
     Row(of.fan("e1"), publish="subscriptions", subscribe="edge"),
     Row(of.tops("e1"), publish="subscriptions", subscribe="edge"),
+    Row(of.changes("e1"), publish="subscriptions", subscribe="edge"),
+    Row(of.presence("room.1"), publish="subscriptions", subscribe="publisher"),
     Row(of.command("e1"), publish="workers", subscribe="edge"),
     Row(f"{of.reply('e1')}.9", publish="workers subscriptions", subscribe="edge"),
     Row(f"{of.handled('e1', 'a')}.0", publish="workers", subscribe="edge"),

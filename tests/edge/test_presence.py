@@ -13,7 +13,7 @@ import pytest
 from tests.support.cluster import Client, Cluster, cluster
 from tests.support.nats import eventually
 
-from trunkline.app import Channel, Context, Operation
+from trunkline.app import Allow, Channel, Context, Operation
 from trunkline.edge.service import EdgeService
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.topics import PARTITIONS, partition_of
@@ -26,7 +26,9 @@ async def trunkline() -> AsyncIterator[Cluster]:
     channel = Channel("chat")
 
     @channel.topic("room.{name}", presence=True)
-    async def may(ctx: Context, name: str, operation: Operation) -> bool:
+    async def may(ctx: Context, name: str, operation: Operation) -> bool | Allow:
+        if name == "named" and operation is Operation.SUBSCRIBE:
+            return Allow({"name": "Ada"})
         return name != "secret" or operation is not Operation.PRESENCE
 
     @channel.topic("plain.{name}")
@@ -37,6 +39,15 @@ async def trunkline() -> AsyncIterator[Cluster]:
     async def enter(ctx: Context) -> str:
         await ctx.subscribe(TOPIC)
         return ctx.connection_id
+
+    @channel.on("enter named")
+    async def enter_named(ctx: Context) -> None:
+        await ctx.subscribe("room.named", info="Bob")
+
+    @channel.on("who")
+    async def who(ctx: Context, message: dict[str, str]) -> list[Any]:
+        page = await ctx.presence(message["topic"])
+        return [page.connections, [each.info for each in page.members], page.members[0].connection_id]
 
     async with cluster(channel, subscriptions={"presence_grace_s": 0.2}) as found:
         yield found
@@ -189,6 +200,21 @@ async def test_wrong_input(trunkline: Cluster, action: str, fields: dict[str, An
         assert (await client.ask(action, **fields))["error"]["code"] == code
         assert not trunkline.edge._hub.topics
         assert "error" not in await client.ask("$subscribe", topic="room.secret")
+
+
+async def test_others_see_what_the_policy_or_the_handler_says_of_a_member(trunkline: Cluster) -> None:
+    async with trunkline.connect() as client:
+        await client.ask("$subscribe", topic="room.named", presence=True)
+        async with trunkline.connect(protocols=("trunkline.msgpack",)) as other:
+            await other.socket.send_bytes(msgspec.msgpack.encode({"action": "enter named", "id": 1}))
+            frame: dict[str, Any] = {}
+            while "Bob" not in [each.get("info") for each in frame.get("presence", {}).get("joined", ())]:
+                frame = await client.receive()
+            page = await presence(client, "room.named")
+            infos = [each["info"] for each in page["members"]]
+            assert sorted(infos, key=str) == ["Bob", {"name": "Ada"}]
+            connections, seen, first = (await client.ask("who", topic="room.named"))["result"]
+            assert (connections, seen, first) == (2, infos, page["members"][0]["connection_id"])
 
 
 async def test_a_topic_without_presence_tells_owners_nothing(trunkline: Cluster) -> None:

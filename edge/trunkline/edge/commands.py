@@ -50,7 +50,7 @@ class Commands:
                     _gone.inc()
                     raise TrunklineError(ErrorCode.GONE, "there is no such connection")
                 if isinstance(command, wire.Subscribe):
-                    self._tasks.start(self._subscribe(message.reply, request.id, connection, command.topic), "subscribe")
+                    self._tasks.start(self._subscribe(message.reply, request.id, connection, command), "subscribe")
                     continue
                 self._carry_out(connection, command)
                 self._answerer.answer(message.reply, request.id, wire.NOTHING)
@@ -72,9 +72,10 @@ class Commands:
             case wire.Refresh():
                 self._expire(connection, command.expires_at)
 
-    async def _subscribe(self, reply: str, request_id: int, connection: Connection, topic: str) -> None:
+    async def _subscribe(self, reply: str, request_id: int, connection: Connection, command: wire.Subscribe) -> None:
+        topic = command.topic
         try:
-            found = await self._subscribing.subscribe(connection, topic, ask_policy=False)
+            found = await self._subscribing.subscribe(connection, topic, ask_policy=False, info=command.info)
         except TrunklineError as error:
             self._answerer.fail(reply, request_id, error)
         else:

@@ -14,7 +14,6 @@ from trunkline.edge.manifests import Manifests
 from trunkline.edge.presence import Presence
 from trunkline.edge.topic import Lost
 from trunkline.shared.errors import ErrorCode, TrunklineError
-from trunkline.shared.manifest import TopicEntry
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import RESERVED, check_topic
 from trunkline.shared.wire import Publication
@@ -32,6 +31,13 @@ class Subscribed(NamedTuple):
     position: Position
     recovered: bool | None
     publications: list[Publication]
+
+
+class _Allowed(msgspec.Struct):
+    info: msgspec.Raw
+
+
+_decode_allowed = msgspec.json.Decoder(_Allowed).decode
 
 
 class Subscribing:
@@ -56,8 +62,10 @@ class Subscribing:
         self._limit = limit
         self._timeout_s = timeout_s
 
-    async def allow(self, connection: Connection, topic: str, operation: str) -> TopicEntry:
-        """Asks the channel's topic policy. Raises `FORBIDDEN`, or why the policy could not be asked.
+    async def allow(self, connection: Connection, topic: str, operation: str) -> bytes | None:
+        """Asks the channel's topic policy. Returns what others may see of the client, in JSON, if the policy says so.
+
+        Raises `FORBIDDEN`, or why the policy could not be asked.
 
         A topic that no `@topic` pattern of the channel covers is closed to its clients.
         """
@@ -68,9 +76,11 @@ class Subscribing:
             raise TrunklineError(ErrorCode.FORBIDDEN, "no @topic of this channel covers this topic")
         payload = msgspec.json.encode({"topic": topic})
         result = await self._calls.run(connection, operation, entry.pattern, payload, self._timeout_s, pool=manifest.pool)
-        if result.payload != b"true":
-            raise TrunklineError(ErrorCode.FORBIDDEN, f"the topic's policy does not allow to {operation}")
-        return entry
+        if result.payload == b"true":
+            return None
+        if result.payload is not None and result.payload.startswith(b"{"):
+            return bytes(_decode_allowed(result.payload).info)
+        raise TrunklineError(ErrorCode.FORBIDDEN, f"the topic's policy does not allow to {operation}")
 
     def check_room(self, connection: Connection, topic: str) -> None:
         """Raises `ALREADY_SUBSCRIBED` or `LIMIT`."""
@@ -88,10 +98,11 @@ class Subscribing:
         ask_policy: bool,
         since: Position | None = None,
         watch: bool = False,
+        info: bytes | None = None,
     ) -> Subscribed:
         """Subscribes a connection, which comes back with the position `since`, or anew.
 
-        With `watch`, it also hears which members come and leave.
+        With `watch`, it also hears which members come and leave. Others see `info` of it, or what the policy says.
 
         The caller must write its reply before it gives up control. Raises `TrunklineError`.
         """
@@ -99,7 +110,7 @@ class Subscribing:
         connection.subscribing.add(topic)
         try:
             if ask_policy:
-                await self.allow(connection, topic, "subscribe")
+                info = await self.allow(connection, topic, "subscribe")
                 if watch:
                     await self.allow(connection, topic, "presence")
             audience = await self._attachments.attach(topic)
@@ -111,7 +122,7 @@ class Subscribing:
             raise TrunklineError(ErrorCode.GONE, "the connection is closed")
         attendance = audience.attendance
         if attendance is not None:
-            self._presence.join(attendance, connection, watch=watch)
+            self._presence.join(attendance, connection, info, watch=watch)
         elif watch:
             self._attachments.drop_if_unused(audience)
             raise TrunklineError(ErrorCode.NOT_AVAILABLE, "the namespace of this topic keeps no presence")

@@ -4,12 +4,14 @@ from trunkline.app.channel import Channel
 from trunkline.app.context import Connection, Context
 from trunkline.app.errors import ChannelError, Reject
 from trunkline.app.feeds import TopicFeed
+from trunkline.app.presence import Allow, Member, Presence
 from trunkline.app.routes import Next
 from trunkline.app.types import Delivery, Disconnect, Kind, Operation
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 
 __all__ = [
+    "Allow",
     "Channel",
     "ChannelError",
     "CloseCode",
@@ -19,9 +21,11 @@ __all__ = [
     "Disconnect",
     "ErrorCode",
     "Kind",
+    "Member",
     "Next",
     "Operation",
     "Position",
+    "Presence",
     "Reject",
     "TopicFeed",
     "TrunklineError",

@@ -242,7 +242,8 @@ class Channel:
         counts. A topic that none covers is closed to clients. `history` publications are kept for `ttl` seconds, in files of
         `replicas` NATS nodes (the subscription service's setting by default), or with `storage="memory"` in their memory,
         where they survive as long as one of these nodes runs. With `cache`, whoever subscribes gets the last publication at
-        once. `presence` lets members be listed.
+        once. With `presence`, subscribers are members, who can be listed; the policy may return an `Allow` that says what
+        others see of one.
         """
         compiled = self._compile(pattern)
         if history < 0 or (ttl is not None and ttl <= 0):

@@ -11,11 +11,13 @@ import pydantic_core
 import structlog
 from typing_extensions import TypeVar
 
+from trunkline.app.presence import Presence, encode_info, presence_of
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Delivery, Kind
 from trunkline.shared.errors import CloseCode
 from trunkline.shared.logs import get_logger
 from trunkline.shared.positions import Position
+from trunkline.shared.presence import PresencePage
 from trunkline.shared.topics import check_topic
 from trunkline.shared.wire import Call
 
@@ -39,7 +41,7 @@ class Effects(Protocol):
     async def publish(self, topic: str, data: bytes, key: str | None, exclude: str | None) -> Position:
         """Publishes JSON into a topic, and returns when it has its position."""
 
-    async def subscribe(self, connection_id: str, topic: str) -> Position:
+    async def subscribe(self, connection_id: str, topic: str, info: bytes | None) -> Position:
         """Subscribes a connection, and returns the position it starts from."""
 
     async def unsubscribe(self, connection_id: str, topic: str) -> None:
@@ -47,6 +49,9 @@ class Effects(Protocol):
 
     async def close(self, connection_id: str, code: int, reason: str) -> None:
         """Closes a connection."""
+
+    async def presence(self, topic: str, limit: int, cursor: str) -> PresencePage:
+        """Reads a page of the members of a topic."""
 
 
 class Environment:
@@ -118,9 +123,12 @@ class Connection:
         """
         await self._effects.send(self.connection_id, encode_value(value))
 
-    async def subscribe(self, topic: str) -> Position:
-        """Subscribes it to a topic without asking a policy. Returns the position it starts from."""
-        return await self._effects.subscribe(self.connection_id, check_topic(topic))
+    async def subscribe(self, topic: str, *, info: object = None) -> Position:
+        """Subscribes it to a topic without asking a policy. Returns the position it starts from.
+
+        In a topic with presence it is a member, and whoever may see members sees `info`, at most 1 KiB of JSON.
+        """
+        return await self._effects.subscribe(self.connection_id, check_topic(topic), encode_info(info))
 
     async def unsubscribe(self, topic: str) -> None:
         """Ends its subscription to a topic."""
@@ -249,9 +257,19 @@ class Context(Generic[S]):
             key = self.environment.publication_key(topic)
         return await self.environment.effects.publish(topic, encode_value(value), key, exclude)
 
-    async def subscribe(self, topic: str) -> Position:
+    async def subscribe(self, topic: str, *, info: object = None) -> Position:
         """Subscribes this connection: see `Connection.subscribe`."""
-        return await self._connection.subscribe(topic)
+        return await self._connection.subscribe(topic, info=info)
+
+    async def presence(self, topic: str, *, limit: int = 100, cursor: str = "") -> Presence:
+        """Returns members of a topic, at most `limit` (1,000) after `cursor`, which is the `next` of the page before.
+
+        With a limit of 0 it only counts. While the topic has no owner this asks again, for 5 s. Raises `TrunklineError`:
+        "not_available" for a topic that keeps no presence, or "unavailable".
+        """
+        if limit < 0:
+            raise ValueError("limit must not be negative")
+        return presence_of(await self.environment.effects.presence(check_topic(topic), limit, cursor))
 
     async def unsubscribe(self, topic: str) -> None:
         """Ends a subscription of this connection."""

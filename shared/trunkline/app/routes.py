@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from trunkline.app.context import Connecting, Context, Environment
 from trunkline.app.durable import Durable
 from trunkline.app.errors import ChannelError, PayloadError, where
+from trunkline.app.presence import Allow, encode_info
 from trunkline.app.signatures import UNKNOWN, Signature, adapter_of
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Disconnect, Kind, Operation
@@ -198,8 +199,8 @@ def _result_of(kind: Kind, function: Callable[..., Any], signature: Signature) -
     if kind in (Kind.CONNECTED, Kind.DISCONNECT):
         return lambda _context, _encoding, _value: None
     if kind not in (Kind.MESSAGE, Kind.ORDER):
-        if signature.returns not in (bool, UNKNOWN):
-            raise ChannelError(f"{where(function)}: a topic policy returns a bool")
+        if signature.returns not in (bool, Allow, bool | Allow, UNKNOWN):
+            raise ChannelError(f"{where(function)}: a topic policy returns a bool, or an Allow")
         return _verdict
     annotation = Any if signature.returns is UNKNOWN else signature.returns
     if annotation is NoneType:
@@ -222,6 +223,9 @@ def _new_state(context: Context[Any], _encoding: int, value: Any) -> None:
 
 
 def _verdict(_context: Context[Any], _encoding: int, value: Any) -> bytes:
+    if isinstance(value, Allow):
+        info = encode_info(value.info)
+        return b"true" if info is None else b'{"info":%s}' % info
     if not isinstance(value, bool):
-        raise TypeError(f"a topic policy returned {type(value).__name__}, not a bool")
+        raise TypeError(f"a topic policy returned {type(value).__name__}, not a bool or an Allow")
     return b"true" if value else b"false"

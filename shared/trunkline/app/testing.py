@@ -29,6 +29,7 @@ from trunkline.app.feeds import TopicFeed
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Delivery, Kind
 from trunkline.shared.positions import Position
+from trunkline.shared.presence import Member, PresencePage
 from trunkline.shared.wire import Call, Encoding
 
 __all__ = ["EPOCH", "Fed", "Published", "RecordingContext", "Records", "run_subscription"]
@@ -100,6 +101,8 @@ class _Recorder:
         self.published: list[Published] = []
         self.offsets: defaultdict[str, int] = defaultdict(int)
         self.keys: dict[tuple[str, str], Position] = {}
+        self.users: dict[str, str | None] = {}
+        self.members: defaultdict[str, dict[str, Member]] = defaultdict(dict)
 
     async def send(self, connection_id: str, payload: bytes) -> None:
         self.connections[connection_id].sent.append(msgspec.json.decode(payload))
@@ -114,19 +117,31 @@ class _Recorder:
         self.published.append(Published(topic, msgspec.json.decode(data), position, exclude))
         return position
 
-    async def subscribe(self, connection_id: str, topic: str) -> Position:
+    async def subscribe(self, connection_id: str, topic: str, info: bytes | None) -> Position:
         self.connections[connection_id].subscribed.append(topic)
+        self.members[topic][connection_id] = Member(connection_id, self.users.get(connection_id), info)
         return Position(self.offsets[topic], EPOCH)
 
     async def unsubscribe(self, connection_id: str, topic: str) -> None:
         self.connections[connection_id].unsubscribed.append(topic)
+        self.members[topic].pop(connection_id, None)
+
+    async def presence(self, topic: str, limit: int, cursor: str) -> PresencePage:
+        members = sorted(self.members[topic].values(), key=lambda member: member.connection_id)
+        page = [member for member in members if member.connection_id > cursor][:limit]
+        more = bool(page) and page[-1] is not members[-1]
+        users = len({member.user for member in members} - {None})
+        return PresencePage(1, 1, len(members), users, page, page[-1].connection_id if more else "")
 
     async def close(self, connection_id: str, code: int, reason: str) -> None:
         self.connections[connection_id].closed = (code, reason)
 
 
 class RecordingContext(Context[Any]):
-    """A `Context` that records what a handler does with it. Offsets of each topic count up from 1."""
+    """A `Context` that records what a handler does with it. Offsets of each topic count up from 1.
+
+    Members of a topic are those that handlers have subscribed: `await ctx.connection("other").subscribe("room.1")`.
+    """
 
     def __init__(
         self,
@@ -156,6 +171,7 @@ class RecordingContext(Context[Any]):
             message_id=message_id,
         )
         self._recorder = _Recorder()
+        self._recorder.users[connection_id] = user
         super().__init__(call, kind, Environment(self._recorder, delivery=delivery), StateCodec())
         if state is not None:
             self.state = state

@@ -331,10 +331,14 @@ class Close(msgspec.Struct, array_like=True, gc=False, tag="close"):
 
 
 class Subscribe(msgspec.Struct, array_like=True, gc=False, tag="subscribe"):
-    """Subscribes a connection to a topic without asking a policy. Answered with the `Position` it starts from."""
+    """Subscribes a connection to a topic without asking a policy. Answered with the `Position` it starts from.
+
+    `info` is JSON bytes that others see of this member, if the topic keeps presence.
+    """
 
     connection_id: str
     topic: str
+    info: bytes | None = None
 
 
 class Unsubscribe(msgspec.Struct, array_like=True, gc=False, tag="unsubscribe"):

@@ -8,9 +8,11 @@ from typing import Final
 import msgspec
 
 from trunkline.shared import wire
+from trunkline.shared.asking import read_presence
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
+from trunkline.shared.presence import PresencePage, ReadPresence
 from trunkline.shared.publishing import publish
 from trunkline.shared.rpc import Caller
 from trunkline.shared.subjects import Subjects
@@ -44,9 +46,14 @@ class BusEffects:
             _check(exclude)
         return await publish(self._caller, self._subjects, topic, data, key=key, exclude=exclude)
 
-    async def subscribe(self, connection_id: str, topic: str) -> Position:
+    async def subscribe(self, connection_id: str, topic: str, info: bytes | None) -> Position:
         """Subscribes a connection; see `Effects`."""
-        return _decode_position(await self._command(connection_id, wire.Subscribe(connection_id, topic)))
+        return _decode_position(await self._command(connection_id, wire.Subscribe(connection_id, topic, info)))
+
+    async def presence(self, topic: str, limit: int, cursor: str) -> PresencePage:
+        """Reads members; see `Effects`."""
+        request = ReadPresence(topic, limit, cursor)
+        return await read_presence(self._caller, self._subjects, request, timeout_s=REQUEST_TIMEOUT_S)
 
     async def unsubscribe(self, connection_id: str, topic: str) -> None:
         """Ends a subscription; see `Effects`."""
