@@ -23,11 +23,17 @@ FAILING = TopicStatus(
 PLAIN = TopicStatus("room.1", 9, False, 0, "", 0, 0, 0, 0, 0)
 
 
-def rendered(overview: Overview, pattern: str = "*") -> str:
-    console = Console(width=160, record=True, file=None, force_terminal=False)
+def rendered(overview: Overview, pattern: str = "*", *, width: int = 160) -> str:
+    console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
-        console.print(as_table(overview, pattern))
+        console.print(as_table(overview, pattern, wide=width > 100))
     return capture.get()
+
+
+def test_a_narrow_terminal_breaks_no_names() -> None:
+    text = rendered(Overview([("5f0c11aa", RUNNING)], 0, []), width=80)
+    assert text.splitlines()[1].startswith("price.ABC ")
+    assert "5f0c11aa" in text
 
 
 def test_the_table_says_what_each_topic_does() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
@@ -29,6 +30,8 @@ __all__ = ["app", "as_lines", "as_table"]
 
 ROLE: Final = "admin"
 WATCH_S: Final = 1.0
+WIDE: Final = 110
+PIPE_WIDTH: Final = 140
 STYLES: Final = {"running": "green", "lingering": "yellow", "backing off": "red", "missing": "bold red", "closing": "yellow"}
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="markdown")
@@ -75,14 +78,15 @@ async def _show(settings: CommonSettings, pattern: str, limit: int, timeout_s: f
                 if not watch:
                     return
                 await asyncio.sleep(WATCH_S)
-        console = Console(highlight=False)
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        wide = console.width >= WIDE
         if not watch:
-            console.print(as_table(await ask(), pattern))
+            console.print(as_table(await ask(), pattern, wide=wide))
             return
-        with Live(as_table(await ask(), pattern), console=console, auto_refresh=False) as live:
+        with Live(as_table(await ask(), pattern, wide=wide), console=console, auto_refresh=False) as live:
             while True:
                 await asyncio.sleep(WATCH_S)
-                live.update(as_table(await ask(), pattern), refresh=True)
+                live.update(as_table(await ask(), pattern, wide=wide), refresh=True)
 
 
 @asynccontextmanager
@@ -114,19 +118,20 @@ def _fields(struct: msgspec.Struct) -> dict[str, object]:
     return {name: getattr(struct, name) for name in struct.__struct_fields__}
 
 
-def as_table(overview: Overview, pattern: str) -> RenderableType:
-    """For people."""
+def as_table(overview: Overview, pattern: str, *, wide: bool = True) -> RenderableType:
+    """For people; `wide` for what a narrow terminal has no room for."""
     notes = [Text(note, "yellow") for note in _notes(overview, pattern)]
     if not overview.topics:
         return Group(*notes)
     table = Table(box=None, pad_edge=False, header_style="bold", row_styles=["", "on grey7"])
-    table.add_column("topic", overflow="fold")
-    table.add_column("function", overflow="fold")
+    table.add_column("topic", overflow="fold", min_width=12)
+    table.add_column("function", overflow="fold", min_width=14)
     for right in ("edges", "offset", "in memory"):
         table.add_column(right, justify="right", no_wrap=True)
-    for left in ("epoch", "owner"):
-        table.add_column(left, no_wrap=True)
-    table.add_column("partition", justify="right", no_wrap=True)
+    table.add_column("owner", no_wrap=True)
+    if wide:
+        table.add_column("epoch", no_wrap=True)
+        table.add_column("partition", justify="right", no_wrap=True)
     for instance, topic in overview.topics:
         table.add_row(
             topic.name,
@@ -134,9 +139,8 @@ def as_table(overview: Overview, pattern: str) -> RenderableType:
             str(topic.edges),
             f"{topic.offset:,}" if topic.open else "opening",
             _memory(topic),
-            topic.epoch,
             instance,
-            str(topic.partition),
+            *((topic.epoch, str(topic.partition)) if wide else ()),
         )
     return Group(table, *notes)
 
