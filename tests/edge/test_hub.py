@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trunkline.edge.auth import Identity
@@ -312,6 +312,7 @@ publications = st.lists(st.tuples(st.sampled_from([None, "0", "1", "2", "gone"])
 
 
 @given(publications=publications)
+@settings(deadline=None, max_examples=50)
 async def test_whomever_publications_exclude_nobody_has_a_hole_in_its_offsets(
     publications: list[tuple[str | None, bool]],
 ) -> None:

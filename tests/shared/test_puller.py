@@ -88,7 +88,7 @@ async def until(condition: Callable[[], Awaitable[object]], timeout_s: float = 5
     ],
 )
 def test_both_shapes_of_acknowledgement_subjects_are_understood(subject: str) -> None:
-    assert parse_acknowledgement_subject(subject) == (3, 17)
+    assert parse_acknowledgement_subject(subject) == (3, 17, 21)
 
 
 @pytest.mark.parametrize(
@@ -418,3 +418,23 @@ async def test_nothing_of_ten_thousand_is_lost_through_a_kill(
 
     await until(all_done, 20.0)
     assert seen.total() - 10_000 <= 1_000  # what was with us at the kill comes twice: at least once
+
+
+async def test_with_a_credit_of_bytes_no_more_is_asked_for_than_one_batch_beyond_it(
+    bus: Bus, streams: Streams, start: Start
+) -> None:
+    held: list[Delivery] = []
+    size = 500_000
+    for _ in range(30):
+        await streams.append("event.a", bytes(size))
+    puller = await start(held.append, 100, credit_bytes=size)
+    await eventually(lambda: len(held) > 0)
+    await bus.flush()
+    most = size + 2 * bus.max_payload
+    done: list[Delivery] = []
+    while len(done) < 30:
+        await eventually(lambda: len(done) < len(held))
+        assert sum(len(each.data) for each in held[len(done) :]) <= most
+        done.append(held[len(done)])
+        done[-1].ack()
+        puller.release(1, size)

@@ -51,8 +51,8 @@ class _Pull(msgspec.Struct):
 _encode = msgspec.json.Encoder().encode
 
 
-def parse_acknowledgement_subject(subject: str) -> tuple[int, int]:
-    """Returns the delivery count and the stream sequence of a message, from the subject that acknowledges it.
+def parse_acknowledgement_subject(subject: str) -> tuple[int, int, int]:
+    """Returns delivery count, stream sequence and consumer sequence of a message, from the subject that acknowledges it.
 
     Servers write `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.…` or, newer, the same with a domain and an
     account hash before the stream. Raises `ValueError` for anything else.
@@ -61,16 +61,25 @@ def parse_acknowledgement_subject(subject: str) -> tuple[int, int]:
     first = _FIRST_TOKENS if len(tokens) == _V1_TOKENS else _FIRST_TOKENS + 2
     if tokens[:2] != ["$JS", "ACK"] or (first > _FIRST_TOKENS and len(tokens) < _V2_TOKENS):
         raise ValueError("not a subject that acknowledges a JetStream message")
-    return int(tokens[first + 2]), int(tokens[first + 3])
+    return int(tokens[first + 2]), int(tokens[first + 3]), int(tokens[first + 4])
 
 
 class Delivery:
-    """One delivery of a message. `delivery_count` is 1 the first time.
+    """One delivery of a message. `delivery_count` is 1 the first time; `consumer_sequence` counts all deliveries.
 
     One of `ack`, `nak` and `term` ends it; they do not wait. One that is lost costs a further delivery, after the ack wait.
     """
 
-    __slots__ = ("_bus", "_reply", "data", "delivery_count", "headers", "stream_sequence", "subject")
+    __slots__ = (
+        "_bus",
+        "_reply",
+        "consumer_sequence",
+        "data",
+        "delivery_count",
+        "headers",
+        "stream_sequence",
+        "subject",
+    )
 
     def __init__(self, bus: Bus, message: Message) -> None:
         self._bus = bus
@@ -78,7 +87,7 @@ class Delivery:
         self.subject = message.subject
         self.data = message.data
         self.headers = message.headers
-        self.delivery_count, self.stream_sequence = parse_acknowledgement_subject(message.reply)
+        self.delivery_count, self.stream_sequence, self.consumer_sequence = parse_acknowledgement_subject(message.reply)
 
     def ack(self) -> None:
         """It is done and never delivered again."""
@@ -105,6 +114,7 @@ class Puller:
     """Calls `handle` with the deliveries of a durable pull consumer.
 
     There are `credit` slots. A delivery occupies one until `release`; no more is asked for than there are free slots.
+    With `credit_bytes`, nothing is asked for while that many bytes of deliveries are with us: see `release`.
     `handle` must not block; if it raises, that is logged, the message is delivered again after 1 s, and its slot is free.
     After a reconnect, or when the server's heartbeats are missing for 3 s, the messages are asked for anew. A consumer
     that does not exist is asked again with backoff, so that it may be created later.
@@ -118,6 +128,7 @@ class Puller:
         handle: Callable[[Delivery], None],
         credit: int,
         *,
+        credit_bytes: float | None = None,
         expires_s: float = EXPIRES_S,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
@@ -128,6 +139,8 @@ class Puller:
         self._consumer = consumer
         self._handle = handle
         self._credit = credit
+        self._credit_bytes = credit_bytes
+        self._busy_bytes = 0
         self._expires_s = expires_s
         self._heartbeat_s = heartbeat_s
         self._tasks = Tasks(f"puller {consumer}", bus.fail)
@@ -158,11 +171,12 @@ class Puller:
         self._bus.on_reconnect.append(self._reset.set)
         self._tasks.start(self._follow(), "follow", essential=True)
 
-    def release(self, count: int = 1) -> None:
-        """Gives back the slots of `count` deliveries."""
+    def release(self, count: int = 1, size_bytes: int = 0) -> None:
+        """Gives back the slots of `count` deliveries, with `credit_bytes` also their bytes: the length of their data."""
         if count > self._busy:
             raise ValueError("more slots are released than are occupied")
         self._busy -= count
+        self._busy_bytes -= size_bytes
         if not self._busy:
             self._idle.set()
         if not self._asked:
@@ -226,6 +240,11 @@ class Puller:
     def _arm(self) -> None:
         self._arming = None
         free = self._credit - self._busy
+        most_bytes = MOST_BYTES
+        if self._credit_bytes is not None:
+            most_bytes = min(most_bytes, int(self._credit_bytes) - self._busy_bytes)
+            if most_bytes <= 0:
+                return
         if self._asked or not free or not self._inbox or not self._bus.connected:
             return
         pull = _Pull(
@@ -233,7 +252,7 @@ class Puller:
             expires=_nanoseconds(self._expires_s),
             idle_heartbeat=_nanoseconds(self._heartbeat_s),
             # A message that fits into none would be asked for in vain, for ever.
-            max_bytes=max(MOST_BYTES, 2 * self._bus.max_payload),
+            max_bytes=max(most_bytes, 2 * self._bus.max_payload),
         )
         self._last_pull += 1
         self._reply = f"{self._inbox}.{self._last_pull}"
@@ -265,6 +284,8 @@ class Puller:
         self._failures = 0
         self._asked -= 1
         self._busy += 1
+        if self._credit_bytes is not None:
+            self._busy_bytes += len(delivery.data)
         self._idle.clear()
         if not self._asked:
             self._arm_soon()
@@ -274,7 +295,7 @@ class Puller:
             self._raised.inc()
             log.exception("the handler of a delivery failed", subject=message.subject)
             delivery.nak(FAILED_DELAY_S)
-            self.release()
+            self.release(size_bytes=len(delivery.data) if self._credit_bytes is not None else 0)
 
     def _on_status(self, status: str, description: str) -> None:
         if status == _HEARTBEAT:

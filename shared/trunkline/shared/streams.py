@@ -398,6 +398,20 @@ class Streams:
             if not page.streams or len(names) >= page.total:
                 return names
 
+    async def api(
+        self, subject: str, request: Mapping[str, Any] | None = None, *, missing_ok: bool = False
+    ) -> dict[str, Any]:
+        """Calls JetStream's API, `CONSUMER.INFO.ORDERS.pool` for example, and returns the answer.
+
+        Raises `TrunklineError(INTERNAL)` when the server refuses; with `missing_ok`, not because there is no such thing.
+        """
+        payload = b"" if request is None else _encode(request)
+        answer: dict[str, Any] = await self._ask(f"{API}.{subject}", payload, None, msgspec.json.decode)
+        error = msgspec.convert(answer.get("error"), _Error | None)
+        if not (missing_ok and error is not None and error.err_code in (_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND)):
+            _raise_refused(error, subject)
+        return answer
+
     async def _declare(self, subject: str, request: dict[str, Any]) -> _Error | None:
         info: _Info = await self._ask(subject, _encode(request), None, _decode_info)
         return info.error

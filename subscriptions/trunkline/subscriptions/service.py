@@ -34,6 +34,7 @@ from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s, every, fail_with
 from trunkline.shared.topics import check_topic, partition_of
+from trunkline.subscriptions.bridges import Bridges
 from trunkline.subscriptions.forwarding import Forwarder
 from trunkline.subscriptions.functions import Functions
 from trunkline.subscriptions.gateway import Gateway
@@ -121,6 +122,15 @@ class SubscriptionService:
             silence_s=settings.edge_silence_s,
             per_second=settings.burials_per_s,
         )
+        self._bridges = Bridges(
+            settings.bridges,
+            self._bus,
+            self._streams,
+            self._tasks,
+            settings.prefix,
+            self._publish,
+            lambda: self._ownership.trusted,
+        )
         self._functions: Functions
         self._function_tasks = Tasks("functions", fail)
         self._resource_tasks = Tasks("resources", fail)
@@ -193,12 +203,13 @@ class SubscriptionService:
         inspector = Inspector(self._bus, self._subjects, self._tasks, self.instance, self._owner, self._functions)
         await inspector.start()
         self._outsiders = await self._bus.subscribe(self._subjects.publish_all, self._gateway.receive, queue=ROLE)
+        await self._bridges.start()
         await self._bus.flush()
 
     async def stop(self) -> None:
         """Hands the partitions over: nothing new is taken, what was taken is settled and fanned out."""
         if self._outsiders is not None:
-            await self._drain([self._outsiders])
+            await self._drain([self._outsiders, *self._bridges.take_subscriptions()])
             await self._ownership.stop(HAND_OVER_S + self._settings.function_close_s)
             await self._forwarder.stop(FORWARDS_S)
         await self._tasks.close(2.0)
@@ -232,10 +243,12 @@ class SubscriptionService:
             self._subscriptions[partition] = await self._bus.subscribe(subject, self._on_requests)
         await self._bus.flush()
         self._announce(terms)
+        self._bridges.gained(terms)
         self.undertaker.look_again()
 
     async def settle(self, partitions: Collection[int]) -> None:
         """See `Holder`."""
+        await self._bridges.lost(partitions)
         await self._functions.close(
             partitions
         )  # first: their `finally` may take a while, and publishers wait for nothing yet
@@ -254,6 +267,7 @@ class SubscriptionService:
     async def lost(self, partitions: Collection[int]) -> None:
         """See `Holder`."""
         error = TrunklineError(ErrorCode.UNAVAILABLE, "the topic's owner has changed; try again", retry_after_s=0.1)
+        await self._bridges.lost(partitions)
         self._functions.drop(partitions)
         self._owner.drop(partitions, error)
         await self._unsubscribe(partitions)

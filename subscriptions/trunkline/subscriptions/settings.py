@@ -1,8 +1,11 @@
 """Settings of the subscription service."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from trunkline.shared.settings import RoleSettings
+from trunkline.subscriptions.bridge import Bridge, overlap
 
 __all__ = ["SubscriptionSettings"]
 
@@ -40,6 +43,11 @@ class SubscriptionSettings(RoleSettings, role="subscriptions"):
     presence_grace_s: float = Field(
         5.0, ge=0, description="seconds that a topic must have been without members before it is announced as vacated"
     )
+    bridges: list[Bridge] = Field(
+        [],
+        description='subjects of other services that lead into topics: [{"subject":"orders.*","topic":"order.{1}"}]; '
+        'with "stream" at least once from that JetStream stream, and with "start":"all" from its beginning',
+    )
     functions: int = Field(1000, ge=1, description="subscription functions that may run here at the same time")
     function_close_s: float = Field(
         3.0, gt=0, description="seconds that the `finally` of a function may take before it is cancelled again"
@@ -48,3 +56,15 @@ class SubscriptionSettings(RoleSettings, role="subscriptions"):
     fan_interval_s: float = Field(
         0.002, ge=0, description="least seconds between two batches to an edge under load; the first leaves at once"
     )
+
+    @model_validator(mode="after")
+    def _check_bridges(self) -> Self:
+        seen: set[tuple[str | None, str, str]] = set()
+        for number, bridge in enumerate(self.bridges):
+            if overlap(bridge.subject, f"{self.prefix}.>"):
+                raise ValueError(f"bridges.{number}: {bridge.subject!r} also matches our own subjects, {self.prefix}.>")
+            identity = (bridge.stream, bridge.subject, bridge.topic)
+            if identity in seen:
+                raise ValueError(f"bridges.{number}: {bridge.name!r} is there twice")
+            seen.add(identity)
+        return self
