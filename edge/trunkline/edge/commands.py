@@ -8,8 +8,9 @@ import msgspec
 
 from trunkline.edge.connection import Connection
 from trunkline.edge.hub import Hub
+from trunkline.edge.protocols.adapter import Incoming
 from trunkline.edge.subscribing import Subscribing
-from trunkline.shared import wire
+from trunkline.shared import sessions, wire
 from trunkline.shared.bus import Message
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.metrics import drops
@@ -20,7 +21,7 @@ __all__ = ["Commands"]
 
 _gone = drops.labels("edge", "command for a closed connection")
 _decode_requests = msgspec.msgpack.Decoder(wire.Requests).decode
-_decode_command = msgspec.msgpack.Decoder(wire.Command).decode
+_decode_command = msgspec.msgpack.Decoder(wire.Command | sessions.Reply).decode
 
 
 class Commands:
@@ -59,10 +60,16 @@ class Commands:
             except msgspec.MsgspecError as error:
                 self._answerer.fail(message.reply, request.id, wire.decode_error(error, "command"))
 
-    def _carry_out(self, connection: Connection, command: wire.Command) -> None:
+    def _carry_out(self, connection: Connection, command: wire.Command | sessions.Reply) -> None:
         match command:
             case wire.Send():
                 connection.write(connection.adapter.message(command.payload))
+            case sessions.Reply():
+                incoming = Incoming(command.action, command.id, None, b"")
+                if command.failure is None:
+                    connection.write(connection.adapter.reply(incoming, command.payload))
+                else:
+                    connection.write(connection.adapter.error(incoming, command.failure.exception()))
             case wire.Close():
                 connection.close(command.code, command.reason)
             case wire.Unsubscribe():

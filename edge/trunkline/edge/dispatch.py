@@ -22,6 +22,7 @@ from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.adapter import Incoming
 from trunkline.edge.protocols.plain import JSON, MSGPACK
 from trunkline.edge.rate import Limits, Rates
+from trunkline.edge.sessions import Sessions
 from trunkline.edge.socket import Socket
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.manifest import ActionEntry
@@ -44,6 +45,7 @@ class Dispatcher:
         manifests: Manifests,
         calls: Calls,
         events: Events,
+        sessions: Sessions,
         actions: OwnActions,
         rates: Rates,
         tasks: Tasks,
@@ -52,6 +54,7 @@ class Dispatcher:
         self._manifests = manifests
         self._calls = calls
         self._events = events
+        self._sessions = sessions
         self._tasks = tasks
         self._actions = actions
         self._rates = rates
@@ -93,6 +96,9 @@ class Dispatcher:
         manifest = self._manifests.required(connection.channel)
         route = manifest.actions.get(incoming.action)
         if route is None and not manifest.default:
+            if connection in self._sessions:
+                await self._sessions.say(connection, incoming)
+                return
             raise TrunklineError(ErrorCode.UNKNOWN_ACTION, "no handler for this action, and no default")
         if route is not None and route.rate is not None:
             if connection.limits is None:

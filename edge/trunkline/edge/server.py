@@ -21,6 +21,7 @@ from trunkline.edge.liveness import Liveness
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.plain import JSON, MSGPACK
 from trunkline.edge.rate import Rates
+from trunkline.edge.sessions import Sessions
 from trunkline.edge.settings import EdgeSettings
 from trunkline.edge.socket import ABNORMAL, Socket, SocketClosed
 from trunkline.edge.subscribing import Subscribing
@@ -74,6 +75,7 @@ class Server:
         rates: Rates,
         liveness: Liveness,
         lifecycle: Lifecycle,
+        sessions: Sessions,
         tasks: Tasks,
         readiness: Readiness,
     ) -> None:
@@ -88,6 +90,7 @@ class Server:
         self._rates = rates
         self._liveness = liveness
         self._lifecycle = lifecycle
+        self._sessions = sessions
         self._tasks = tasks
         self._asked: set[object] = set()
         self._first_seen: dict[object, float] = {}
@@ -178,6 +181,7 @@ class Server:
             self._subscribing.forget(connection)
             code, reason = (ABNORMAL, "") if socket is None else (socket.close_code, socket.close_reason)
             self._lifecycle.ended(connection, code, reason)
+            self._sessions.ended(connection, code, reason)
         if socket is not None:
             await socket.wait_closed()
         return response
@@ -223,9 +227,12 @@ class Server:
         self._hub.add(connection)
         try:
             await self._ask_to_connect(request, connection, manifest)
+            if manifest.session:
+                await self._sessions.begin(connection, msgspec.json.encode(_query_of(request)))
             await self._lifecycle.open(connection, manifest)
         except BaseException:
             self._subscribing.forget(connection)
+            self._sessions.ended(connection, ABNORMAL, "not opened")
             raise
         return connection, response
 
@@ -233,7 +240,7 @@ class Server:
         if manifest.connect:
             payload = msgspec.json.encode(
                 {
-                    "query": {name: value for name, value in request.query.items() if name != "token"},
+                    "query": _query_of(request),
                     "headers": {name.lower(): request.headers[name] for name in PASSED_HEADERS if name in request.headers},
                     "remote": request.remote,
                 }
@@ -264,6 +271,10 @@ class Server:
             log.exception("a connection failed", connection_id=connection.id, channel=connection.channel)
             socket.close(CloseCode.INTERNAL, "internal error")
         return socket
+
+
+def _query_of(request: web.Request) -> dict[str, str]:
+    return {name: value for name, value in request.query.items() if name != "token"}
 
 
 def _is_handshake(request: web.Request) -> bool:

@@ -25,6 +25,7 @@ from trunkline.edge.manifests import POLL_S, Manifests
 from trunkline.edge.presence import Presence
 from trunkline.edge.rate import Rates
 from trunkline.edge.server import Server
+from trunkline.edge.sessions import Sessions
 from trunkline.edge.settings import EdgeSettings
 from trunkline.edge.subscribing import Subscribing
 from trunkline.shared import wire
@@ -86,6 +87,13 @@ class EdgeService:
         self._attachments = Attachments(self._hub, self._caller, subjects, self.edge_id, settings.subscribe_timeout_s)
         self._presence = Presence(self._hub, self._caller, subjects, self.edge_id)
         self._attachments.on_attached = self._presence.attached
+        self._sessions = Sessions(
+            self._caller,
+            subjects,
+            self.edge_id,
+            message_s=settings.call_timeout_s,
+            begin_s=settings.subscribe_timeout_s,
+        )
         subscribing = Subscribing(
             self._hub,
             self._attachments,
@@ -113,7 +121,14 @@ class EdgeService:
             refusals_most=settings.rate_refusals,
         )
         dispatcher = Dispatcher(
-            self._manifests, calls, self._events, actions, self._rates, self._tasks, settings.call_timeout_s
+            self._manifests,
+            calls,
+            self._events,
+            self._sessions,
+            actions,
+            self._rates,
+            self._tasks,
+            settings.call_timeout_s,
         )
         self._server = Server(
             settings,
@@ -127,6 +142,7 @@ class EdgeService:
             self._rates,
             self._liveness,
             self._lifecycle,
+            self._sessions,
             self._tasks,
             self._reasons,
         )
@@ -168,6 +184,7 @@ class EdgeService:
         self._tasks.start(every(POLL_S, self._manifests.poll), "poll the manifests", essential=True)
         self._tasks.start(self._attachments.run_again(), "attach again", essential=True)
         self._tasks.start(self._attachments.hold(), "hold", essential=True)
+        self._tasks.start(self._sessions.hold(), "hold sessions", essential=True)
         self._tasks.start(every(TICK_S, self._look_at_pools, jitter=0.0), "look at the pools", essential=True)
         self._tasks.start(every(1.0, self._each_second, jitter=0.0), "each second", essential=True)
         self._url = http_url(self._settings.host, await self._server.listen())
@@ -224,6 +241,7 @@ class EdgeService:
                 self._load.hear(notice)
             case wire.NewOwner():
                 self._attachments.attach_all_again(frozenset(notice.partitions))
+                self._sessions.check(notice.partitions)
             case wire.NewManifest():
                 self._manifests.changed(notice.channel)
 

@@ -85,7 +85,9 @@ class EdgeSettings(RoleSettings, role="edge"):
     ping_s: float = Field(25.0, gt=0, description="seconds of silence after which a client is pinged")
     pong_s: float = Field(10.0, gt=0, description="seconds of silence after a ping before the connection is closed (3012)")
     call_timeout_s: float = Field(10.0, gt=0, description="seconds that a call waits for its worker")
-    subscribe_timeout_s: float = Field(5.0, gt=0, description="seconds that a subscribe waits for the topic's owner")
+    subscribe_timeout_s: float = Field(
+        5.0, gt=0, description="seconds that a subscribe, or the begin of a session, waits for its owner"
+    )
     rate_connection: RateText | None = Field(
         None, description="messages that one connection may send, such as 50/s or 600/m; more are refused; unset: any"
     )

@@ -6,6 +6,7 @@ from trunkline.app.errors import ChannelError, Reject
 from trunkline.app.feeds import TopicFeed
 from trunkline.app.presence import Allow, Member, Presence
 from trunkline.app.routes import Next
+from trunkline.app.sessions import Message, Session
 from trunkline.app.types import Delivery, Disconnect, Kind, Operation
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
@@ -22,11 +23,13 @@ __all__ = [
     "ErrorCode",
     "Kind",
     "Member",
+    "Message",
     "Next",
     "Operation",
     "Position",
     "Presence",
     "Reject",
+    "Session",
     "TopicFeed",
     "TrunklineError",
 ]

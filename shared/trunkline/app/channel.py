@@ -13,6 +13,7 @@ from trunkline.app.durable import BACKOFF_S, RETRIES, Ack, Durable, Order, key_f
 from trunkline.app.errors import ChannelError, where
 from trunkline.app.feeds import SubscriptionFunction, TopicFeed, check_generator
 from trunkline.app.routes import Middleware, Route
+from trunkline.app.sessions import Session, SessionFunction, check_session
 from trunkline.app.signatures import UNKNOWN, Signature, adapter_of, read_signature, resource_type, without_none
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Kind, Operation
@@ -116,6 +117,8 @@ class Channel:
         self._policies: dict[str, _Policy] = {}
         self._feeds: dict[str, _Feed] = {}
         self._subscription_functions: list[SubscriptionFunction] = []
+        self._session: Callable[..., Any] | None = None
+        self._session_function: SessionFunction | None = None
         self._resources: dict[Any, Callable[[], Any]] = {}
         self._middleware: list[Middleware] = []
         self._routes: list[Route] | None = None
@@ -301,6 +304,24 @@ class Channel:
 
         return register
 
+    def session(self, function: F) -> F:
+        """Registers the stateful function `async (session: Session[M]) -> None`: one for each connection, while it lasts.
+
+        It runs in the subscription service, from when `on_connect` has accepted the connection, and gets the messages whose
+        action has no handler here, validated as M. When the connection ends, its `async for` does, and the function has
+        `session_end_s` seconds to finish. When it returns, the connection is closed with 1000; when it raises, with 3004
+        (`Reject`: 3503).
+
+        Its state is its local variables, so it does not outlive its instance: then the client is told to connect again
+        (3011), and a new one begins. Middleware is not around it.
+        """
+        self._open(function)
+        check_session(function)
+        if self._session is not None:
+            raise ChannelError(f"{where(function)}: {self} has a session already: {where(self._session)}")
+        self._session = function
+        return function
+
     def resource(self, function: F) -> F:
         """Registers an `async def () -> AsyncIterator[T]` that yields once.
 
@@ -368,7 +389,7 @@ class Channel:
         return self._routes
 
     def _build(self) -> list[Route]:
-        if not self._handlers and not self._policies and not self._feeds:
+        if not (self._handlers or self._policies or self._feeds or self._session):
             raise ChannelError(f"{self} has no handlers; register one with @channel.on(action)")
         types = tuple(self._resources)
         for handler in self._handlers.values():
@@ -377,6 +398,7 @@ class Channel:
             policy.signature = read_signature(policy.function, types, policy.pattern.names)
         self._subscription_functions = [self._build_feed(feed, types) for feed in self._feeds.values()]
         states = self._state_codec()
+        self._session_function = self._build_session(types, states)
         routes = [
             Route(
                 self.name,
@@ -424,6 +446,17 @@ class Channel:
             )
         return SubscriptionFunction(self.name, feed.pattern, feed.linger_s, feed.function, signature)
 
+    def _build_session(self, types: tuple[Any, ...], states: StateCodec) -> SessionFunction | None:
+        if self._session is None:
+            return None
+        default = self._handlers.get((Kind.MESSAGE, DEFAULT))
+        if default is not None:
+            raise ChannelError(
+                f"{where(self._session)}: the session of {self} gets what no handler is for, and so does the default "
+                f"handler, {where(default.function)}: leave one out"
+            )
+        return SessionFunction(self.name, self._session, read_signature(self._session, types, subject=Session), states)
+
     def _order_route(self, handler: _Handler, order: Callable[[Any], str], states: StateCodec) -> Route:
         signature = handler.signature
         if signature.body is None:
@@ -460,6 +493,12 @@ class Channel:
         return self._subscription_functions
 
     @property
+    def session_function(self) -> SessionFunction | None:
+        """The stateful function of each connection, if there is one. Builds the routes if need be."""
+        self.routes  # noqa: B018  # everything is built there
+        return self._session_function
+
+    @property
     def manifest(self) -> Manifest:
         """What edges need to know. Builds the routes if need be."""
         self.routes  # noqa: B018  # the signatures are read there
@@ -477,6 +516,7 @@ class Channel:
             pool=self._pool,
             rate=self._rate,
             subscriptions=tuple(function.entry for function in self._subscription_functions),
+            session=self._session is not None,
         )
 
 

@@ -21,7 +21,7 @@ from trunkline.shared.presence import PresencePage
 from trunkline.shared.topics import check_topic
 from trunkline.shared.wire import Call
 
-__all__ = ["Connecting", "Connection", "Context", "Effects", "Environment", "encode_value"]
+__all__ = ["Connecting", "Connection", "Context", "Effects", "Environment", "encode_value", "read_presence"]
 
 S = TypeVar("S", default=Any)
 
@@ -146,6 +146,13 @@ class Connection:
         await self._effects.close(self.connection_id, code, reason)
 
 
+async def read_presence(effects: Effects, topic: str, limit: int, cursor: str) -> Presence:
+    """See `Context.presence`."""
+    if limit < 0:
+        raise ValueError("limit must not be negative")
+    return presence_of(await effects.presence(check_topic(topic), limit, cursor))
+
+
 class Context(Generic[S]):
     """One call, as its handler sees it. `Context[State]` tells type checkers what `ctx.state` is."""
 
@@ -267,9 +274,7 @@ class Context(Generic[S]):
         With a limit of 0 it only counts. While the topic has no owner this asks again, for 5 s. Raises `TrunklineError`:
         "not_available" for a topic that keeps no presence, or "unavailable".
         """
-        if limit < 0:
-            raise ValueError("limit must not be negative")
-        return presence_of(await self.environment.effects.presence(check_topic(topic), limit, cursor))
+        return await read_presence(self.environment.effects, topic, limit, cursor)
 
     async def unsubscribe(self, topic: str) -> None:
         """Ends a subscription of this connection."""

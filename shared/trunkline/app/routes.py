@@ -24,7 +24,7 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.manifest import DEFAULT_POOL, TopicPattern
 from trunkline.shared.wire import Call, CallResult, Encoding
 
-__all__ = ["Middleware", "Next", "Route"]
+__all__ = ["Middleware", "Next", "Route", "decode_payload"]
 
 MISTAKES_SHOWN: Final = 20
 """Of the mistakes in one payload: an error frame must not outgrow the message that caused it."""
@@ -37,6 +37,9 @@ Arguments = Callable[[Context[Any], Call], dict[str, Any]]
 class _Topic(msgspec.Struct):
     topic: str
 
+
+UNREADABLE: Final = (ValidationError, msgspec.DecodeError, UnicodeDecodeError)
+"""What reading a payload raises that is not as it should be."""
 
 _decode_connecting = msgspec.json.Decoder(Connecting).decode
 _decode_disconnect = msgspec.json.Decoder(Disconnect).decode
@@ -94,10 +97,8 @@ class Route:
         context: Context[Any] = Context(call, self.kind, environment, self._states)
         try:
             context.arguments = self._arguments(context, call)
-        except ValidationError as error:
-            raise _invalid(error) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise PayloadError(ErrorCode.BAD_REQUEST, f"the payload cannot be decoded: {error}") from None
+        except UNREADABLE as error:
+            raise _refusal(error) from None
         result = await self._chain(context)
         payload = self._result(context, call.encoding, result)
         return CallResult(payload, context.changed_state())
@@ -149,14 +150,21 @@ def _arguments_of(kind: Kind, function: Callable[..., Any], signature: Signature
             name: adapter.validate_python(_decode_connecting(call.payload).query),
         }
 
-    def message(context: Context[Any], call: Call) -> dict[str, Any]:
-        if call.encoding == Encoding.MSGPACK:
-            value = adapter.validate_python(_decode_msgpack(call.payload))
-        else:
-            value = adapter.validate_json(call.payload)
-        return {signature.context: context, name: value}
+    return lambda context, call: {signature.context: context, name: _read(adapter, call.encoding, call.payload)}
 
-    return message
+
+def decode_payload(adapter: TypeAdapter[Any], encoding: int, payload: bytes) -> Any:
+    """Returns a client's payload as its type. Raises `PayloadError`."""
+    try:
+        return _read(adapter, encoding, payload)
+    except UNREADABLE as error:
+        raise _refusal(error) from None
+
+
+def _read(adapter: TypeAdapter[Any], encoding: int, payload: bytes) -> Any:
+    if encoding == Encoding.MSGPACK:
+        return adapter.validate_python(_decode_msgpack(payload))
+    return adapter.validate_json(payload)
 
 
 def _policy_arguments(kind: Kind, function: Callable[..., Any], signature: Signature, pattern: TopicPattern) -> Arguments:
@@ -180,7 +188,9 @@ def _policy_arguments(kind: Kind, function: Callable[..., Any], signature: Signa
     return arguments
 
 
-def _invalid(error: ValidationError) -> PayloadError:
+def _refusal(error: Exception) -> PayloadError:
+    if not isinstance(error, ValidationError):
+        return PayloadError(ErrorCode.BAD_REQUEST, f"the payload cannot be decoded: {error}")
     mistakes = error.errors(include_url=False, include_context=False, include_input=False)[:MISTAKES_SHOWN]
     detail = [{"loc": list(each["loc"]), "msg": each["msg"], "type": each["type"]} for each in mistakes]
     place = ".".join(str(part) for part in mistakes[0]["loc"]) or "payload"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
@@ -21,6 +21,8 @@ from trunkline.app.types import Operation
 __all__ = ["Signature", "adapter_of", "read_signature", "resource_type", "without_none"]
 
 UNKNOWN: Any = inspect.Parameter.empty
+FIRST: Final = {"Context": "ctx", "TopicFeed": "topic", "Session": "session"}
+"""What the subject of a function is usually called."""
 
 
 class Signature:
@@ -71,8 +73,8 @@ def read_signature(
             rest[name] = hints[name]
     signature.returns = hints.get("return", UNKNOWN)
     if not signature.context:
-        first = "ctx" if subject is Context else "topic"
         name = subject.__name__
+        first = FIRST[name]
         raise ChannelError(f"{where(function)}: no parameter is a {name}; begin with `{first}: {name}`")
     if pattern_names is not None:
         _take_parameters(function, signature, rest, pattern_names)

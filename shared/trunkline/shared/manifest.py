@@ -147,7 +147,8 @@ class Manifest(_Entry):
     replaced, the last one first, so that an old worker that starts again does not bring its own back.
 
     `lifecycle`: somebody wants to know which connections come and go, exactly. `rate`: how many messages one connection may
-    send, whatever they are.
+    send, whatever they are. `session`: each connection has a stateful function, which gets the messages whose action has no
+    handler.
     """
 
     version: int = 1
@@ -161,6 +162,7 @@ class Manifest(_Entry):
     former: tuple[str, ...] = ()
     rate: Rate | None = None
     subscriptions: tuple[FunctionEntry, ...] = ()
+    session: bool = False
 
     _patterns: tuple[TopicPattern, ...] = PrivateAttr(())
     _fed: tuple[TopicPattern, ...] = PrivateAttr(())

@@ -99,6 +99,10 @@ class Subjects:
         """Where the owner of a partition is asked."""
         return f"{self.prefix}.topic.{partition}"
 
+    def session(self, partition: int) -> str:
+        """Where edges speak of the sessions of connections whose ids fall into a partition, to its owner."""
+        return f"{self.prefix}.session.{partition}"
+
     def edge(self, edge_id: str) -> str:
         """The root of all that is sent to one edge; it subscribes to this and everything below."""
         return f"{self.prefix}.edge.{edge_id}"

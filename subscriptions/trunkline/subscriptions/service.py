@@ -21,6 +21,7 @@ from trunkline.app.loader import channels_of
 from trunkline.app.resources import Resources, shared_resources
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message, Subscription
+from trunkline.shared.effects import BusEffects
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.health import HealthServer
 from trunkline.shared.lifecycle import Register
@@ -43,6 +44,7 @@ from trunkline.subscriptions.log import TopicLog
 from trunkline.subscriptions.namespace import Namespaces
 from trunkline.subscriptions.owner import Owner
 from trunkline.subscriptions.ownership import Ownership
+from trunkline.subscriptions.sessions import Sessions
 from trunkline.subscriptions.settings import SubscriptionSettings
 from trunkline.subscriptions.topic import Settle, Topic
 from trunkline.subscriptions.undertaker import Undertaker
@@ -96,7 +98,7 @@ class SubscriptionService:
         self._bus = Bus(settings, ROLE, self.instance, fail)
         self._tasks = Tasks(ROLE, fail)
         self._caller = Caller(self._bus, self._subjects.inbox(ROLE, self.instance), ROLE)
-        self._answerer = Answerer(self._bus)
+        self._answerer = Answerer(self._bus, before_send=self._caller.flush)  # a close, before what says "gone"
         self._forwarder = Forwarder(self._caller, self._subjects, self._tasks)
         self._gateway = Gateway(self._bus, self._subjects, self._publish)
         self._health = HealthServer(settings.health_host, settings.health_port, self._reasons)
@@ -132,13 +134,14 @@ class SubscriptionService:
             lambda: self._ownership.trusted,
         )
         self._functions: Functions
+        self._sessions: Sessions
         self._function_tasks = Tasks("functions", fail)
         self._resource_tasks = Tasks("resources", fail)
         self._resources: Resources | None = None
         self._owner: Owner
         self._log: TopicLog
         self._outsiders: Subscription | None = None
-        self._subscriptions: dict[int, Subscription] = {}
+        self._subscriptions: dict[int, list[Subscription]] = {}
         self._flushed_at = 0.0
         self._forgotten = self._released = 0
         self._loop = asyncio.get_running_loop()
@@ -155,7 +158,9 @@ class SubscriptionService:
         """
         channels = channels_of(self._app)
         functions = one_per_pattern(function for channel in channels for function in channel.subscription_functions)
+        stateful = {function.channel: function for channel in channels if (function := channel.session_function)}
         wanted = {kind for function in functions for kind in function.resources}
+        wanted |= {kind for function in stateful.values() for kind in function.resources}
         self._resources = Resources(shared_resources(channels, wanted), self._resource_tasks)
         resources = await self._resources.open(self._settings.resource_timeout_s)
         self._functions = Functions(
@@ -190,8 +195,22 @@ class SubscriptionService:
             presence_grace_s=self._settings.presence_grace_s,
             on_interest=self._functions.interest,
         )
+        self._sessions = Sessions(
+            stateful,
+            resources,
+            self._function_tasks,
+            self._caller,
+            self._answerer,
+            BusEffects(self._bus, self._caller, self._subjects),
+            self._subjects,
+            lambda: self._ownership.trusted,
+            self._settings,
+            max_payload=self._bus.max_payload,
+        )
         self._functions.start(self._owner)
         self.undertaker.on_gone.append(self._owner.gone)
+        self._sessions.start()
+        self.undertaker.on_gone.append(self._sessions.edge_gone)
         self._bus.on_reconnect.append(self._back)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
         await self._bus.flush()
@@ -219,8 +238,9 @@ class SubscriptionService:
         if self._resources is not None:
             await self._resources.close(RESOURCES_S)
             await self._resource_tasks.close(RESOURCES_S)
-        self._caller.stop()
         self._answerer.flush()
+        self._caller.flush()
+        self._caller.stop()
         self._streams.stop()
         await self._health.stop()
         await self._bus.stop()
@@ -238,9 +258,12 @@ class SubscriptionService:
     async def gained(self, terms: Mapping[int, int]) -> None:
         """See `Holder`."""
         self._owner.claim(terms)
+        self._sessions.gain(terms)
         for partition in terms:
-            subject = self._subjects.partition(partition)
-            self._subscriptions[partition] = await self._bus.subscribe(subject, self._on_requests)
+            self._subscriptions[partition] = [
+                await self._bus.subscribe(self._subjects.partition(partition), self._on_requests),
+                await self._bus.subscribe(self._subjects.session(partition), self._sessions.receive),
+            ]
         await self._bus.flush()
         self._announce(terms)
         self._bridges.gained(terms)
@@ -249,9 +272,8 @@ class SubscriptionService:
     async def settle(self, partitions: Collection[int]) -> None:
         """See `Holder`."""
         await self._bridges.lost(partitions)
-        await self._functions.close(
-            partitions
-        )  # first: their `finally` may take a while, and publishers wait for nothing yet
+        # Functions first: their `finally` may take a while, and publishers wait for nothing yet.
+        await asyncio.gather(self._functions.close(partitions), self._sessions.close(partitions))
         await self._unsubscribe(partitions)
         waiting = self._owner.unsettled(partitions)
         deadline = self._loop.time() + SETTLE_S
@@ -262,6 +284,7 @@ class SubscriptionService:
         self._tell_services()
         self._flush()
         self._answerer.flush()
+        self._caller.flush()
         await self._bus.flush()
 
     async def lost(self, partitions: Collection[int]) -> None:
@@ -269,12 +292,12 @@ class SubscriptionService:
         error = TrunklineError(ErrorCode.UNAVAILABLE, "the topic's owner has changed; try again", retry_after_s=0.1)
         await self._bridges.lost(partitions)
         self._functions.drop(partitions)
+        self._sessions.drop(partitions)
         self._owner.drop(partitions, error)
         await self._unsubscribe(partitions)
 
     async def _unsubscribe(self, partitions: Collection[int]) -> None:
-        found = [self._subscriptions.pop(partition) for partition in partitions if partition in self._subscriptions]
-        await self._drain(found)
+        await self._drain(each for partition in partitions for each in self._subscriptions.pop(partition, ()))
 
     async def _drain(self, subscriptions: Iterable[Subscription]) -> None:
         outcomes = await asyncio.gather(*(each.drain() for each in subscriptions), return_exceptions=True)
@@ -290,6 +313,7 @@ class SubscriptionService:
 
     def _back(self) -> None:
         """The broker is back: edges may have missed publications, and we may have missed notices."""
+        self._sessions.back()
         if self._owner.terms:
             self._announce(self._owner.terms)
         self._tasks.start(self._read_manifests_again(), "read the manifests")
@@ -429,6 +453,7 @@ class SubscriptionService:
     def _sweep(self) -> None:
         owner = self._owner
         self._functions.sweep()
+        self._sessions.sweep()
         for edge_id in owner.sweep(edge_timeout_s=self._settings.edge_timeout_s, topic_idle_s=self._settings.topic_idle_s):
             log.warning("an edge is silent and gets no more publications", edge_id=edge_id)
         self._release_memory()

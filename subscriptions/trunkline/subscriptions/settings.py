@@ -52,6 +52,14 @@ class SubscriptionSettings(RoleSettings, role="subscriptions"):
     function_close_s: float = Field(
         3.0, gt=0, description="seconds that the `finally` of a function may take before it is cancelled again"
     )
+    sessions: int = Field(10_000, ge=1, description="sessions (stateful functions) that may run here at the same time")
+    session_inbox: int = Field(64, ge=1, description="messages that a session may have before it, then its client waits")
+    session_inbox_bytes: int = Field(262_144, ge=1024, description="bytes of these messages; a single one may have more")
+    session_end_s: float = Field(
+        10.0,
+        gt=0,
+        description="seconds that a session may take to finish when its connection has ended, before it is cancelled",
+    )
     resource_timeout_s: float = Field(30.0, gt=0, description="seconds that opening what functions need may take")
     fan_interval_s: float = Field(
         0.002, ge=0, description="least seconds between two batches to an edge under load; the first leaves at once"

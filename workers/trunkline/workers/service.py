@@ -15,6 +15,7 @@ from trunkline.app.loader import channels_of
 from trunkline.app.resources import Resources, shared_resources
 from trunkline.app.routes import Route
 from trunkline.shared.bus import Bus, Subscription
+from trunkline.shared.effects import BusEffects
 from trunkline.shared.health import HealthServer
 from trunkline.shared.lifecycle import Register
 from trunkline.shared.logs import get_logger
@@ -24,7 +25,6 @@ from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.workers.announcing import Announcing
 from trunkline.workers.beats import Beats
-from trunkline.workers.effects import BusEffects
 from trunkline.workers.events import Events
 from trunkline.workers.lifecycle import EVENTS, LifecycleEvents
 from trunkline.workers.runner import Runner

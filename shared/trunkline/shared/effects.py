@@ -1,4 +1,4 @@
-"""What handlers do to connections and topics, carried out over the bus."""
+"""What handlers and functions do to connections and topics, carried out over the bus."""
 
 from __future__ import annotations
 
