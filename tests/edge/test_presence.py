@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 from tests.support.cluster import Client, Cluster, cluster
@@ -379,3 +383,73 @@ async def test_presence_that_begins_while_clients_are_subscribed(trunkline: Clus
         async with asyncio.timeout(10.0):
             while (await first.ask("$presence", topic="plain.1")).get("connections") != 1:
                 await asyncio.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+@asynccontextmanager
+async def process_of(
+    role: str, trunkline: Cluster, directory: Path, **settings: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, str]]]:
+    """A service in a process of its own, and its addresses."""
+    ready = directory / "ready"
+    environment = {**os.environ, "TRUNKLINE_NATS_URL": trunkline.nats.url, "TRUNKLINE_READY_FILE": str(ready), **settings}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "trunkline.cli", role, env=environment)
+    try:
+        await eventually(ready.exists, 20.0)
+        yield process, json.loads(ready.read_text())["addresses"]
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.slow
+async def test_members_of_an_edge_that_is_killed_leave(trunkline: Cluster, tmp_path: Path) -> None:
+    settings = {"TRUNKLINE_EDGE_AUTH": "none", "TRUNKLINE_EDGE_PORT": "0"}
+    async with (
+        process_of("edge", trunkline, tmp_path, **settings) as (process, addresses),
+        heard_events(trunkline) as events,
+        trunkline.connect() as client,
+        aiohttp.ClientSession() as session,
+    ):
+        others = [Client(await session.ws_connect(addresses["url"] + "/ws/chat")) for _ in range(2)]
+        for other, topic in zip(others, (TOPIC, "room.2"), strict=True):
+            assert "error" not in await other.ask("$subscribe", topic=topic)
+        await client.ask("$subscribe", topic=TOPIC, presence=True)
+        watcher = Watcher(client)
+        await watcher.becomes(ids(await has_members(client, 2)))
+        process.kill()
+        [me] = ids(await has_members(client, 1))
+        await watcher.becomes({me})
+        await eventually(lambda: [event["topic"] for event in events if event["event"] == "vacated"] == ["room.2"], 10.0)
+
+
+@pytest.mark.slow
+async def test_a_new_owner_learns_of_all_members_when_one_is_killed(trunkline: Cluster, tmp_path: Path) -> None:
+    second = await trunkline.start_edge()
+    topics = [f"room.{number}" for number in range(8)]
+    async with (
+        process_of("subscriptions", trunkline, tmp_path) as (process, _),
+        trunkline.connect() as client,
+        trunkline.connect(edge=second) as other,
+        heard_events(trunkline) as events,
+    ):
+        terms = trunkline.owner._ownership.terms
+        await eventually(lambda: 0 < len(terms) < PARTITIONS and not trunkline.owner._reasons(), 10.0)
+        moving = [topic for topic in topics if partition_of(topic) not in terms]
+        assert moving
+        for each in (client, other):
+            for topic in topics:
+                assert "error" not in await each.ask("$subscribe", topic=topic)
+        before = {topic: ids(await presence(client, topic)) for topic in topics}
+        assert all(len(members) == 2 for members in before.values())
+        await eventually(lambda: len(events) == len(topics))
+        process.kill()
+        await other.ask("$unsubscribe", topic=moving[0])
+        await eventually(lambda: len(terms) == PARTITIONS, 10.0)
+        after = {topic: ids(await presence(client, topic)) for topic in topics}
+        assert len(after[moving[0]]) == 1
+        assert after | {moving[0]: before[moving[0]]} == before
+        assert names(events) == ["occupied"] * len(topics)
