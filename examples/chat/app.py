@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, StringConstraints
 
-from trunkline.app import Channel, Context, Operation, Reject
+from trunkline.app import Allow, Channel, Context, Operation, Reject
 
 chat = Channel("chat")
 
@@ -48,6 +48,8 @@ async def say(ctx: Context[Person], message: Say) -> Said:
 
 
 @chat.topic("room.{room}", history=100, ttl=300, presence=True)
-async def may(ctx: Context[Person], room: Room, operation: Operation) -> bool:
-    """Anybody may listen; talking goes through `say`, so that nobody can talk in another's name."""
+async def may(ctx: Context[Person], room: Room, operation: Operation) -> bool | Allow:
+    """Anybody may listen, and is seen by name; talking goes through `say`, so that nobody can talk in another's name."""
+    if operation is Operation.SUBSCRIBE:
+        return Allow(ctx.state)
     return operation is not Operation.PUBLISH

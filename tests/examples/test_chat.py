@@ -189,6 +189,8 @@ async def test_browsers_and_a_nats_program_chat_in_one_room(dev: Dev, browser: B
     ada, ada_record = await enter(browser, dev.url, "Ada Lovelace", "1", viewport={"width": 1200, "height": 800})
     bob, bob_record = await enter(browser, dev.url, "Bob", "1", viewport={"width": 390, "height": 800}, color_scheme="dark")
 
+    for page in (ada, bob):
+        await expect(page.locator("#people")).to_have_attribute("aria-label", "2 here: Ada Lovelace, Bob", timeout=SEEN_MS)
     await say(ada, "Is anybody here?")
     await shows(bob, "Is anybody here?", row=":not(.own)", author="Ada Lovelace")
     await say(bob, "<b>Me</b>, and I am <img src=x onerror=alert(1)> text only")
@@ -245,6 +247,7 @@ async def test_a_new_name_is_used_at_once_and_remembered(dev: Dev, browser: Brow
     await ada.keyboard.press("Enter")
     await say(ada, "under a new name")
     await shows(bob, "under a new name", row=":not(.own)", author="Countess Ada")
+    await expect(bob.locator("#people")).to_have_attribute("aria-label", "2 here: Bob, Countess Ada", timeout=SEEN_MS)
     await ada.reload()
     await shows_state(ada, "Online")
     await expect(ada.get_by_label("Your name")).to_have_value("Countess Ada")

@@ -6,7 +6,7 @@ import pytest
 from examples.chat.app import Person, Said, Say, chat, hello, may, rename, say
 from pydantic import ValidationError
 
-from trunkline.app import Operation, Reject
+from trunkline.app import Allow, Operation, Reject
 from trunkline.app.testing import RecordingContext
 
 
@@ -55,7 +55,11 @@ async def test_a_new_name_becomes_the_state() -> None:
 
 @pytest.mark.parametrize("operation", list(Operation))
 async def test_clients_listen_but_do_not_publish_past_the_handler(operation: Operation) -> None:
-    assert await may(RecordingContext(), "1", operation) is (operation is not Operation.PUBLISH)
+    verdict = await may(RecordingContext(state=Person(name="Ada")), "1", operation)
+    if operation is Operation.SUBSCRIBE:
+        assert verdict == Allow(Person(name="Ada"))
+    else:
+        assert verdict is (operation is not Operation.PUBLISH)
 
 
 def test_the_channel_can_start() -> None:

@@ -22,12 +22,13 @@ WAIT_S = 10
 
 
 class Edge:
-    """The other end of the page's socket: answers `$subscribe` and `$ping`, and keeps all other frames."""
+    """The other end of the page's socket: answers `$subscribe`, `$presence` and `$ping`, and keeps all other frames."""
 
     def __init__(self) -> None:
         self.sockets: list[WebSocketRoute] = []
         self.frames: list[dict[str, Any]] = []
         self.position: dict[str, Any] = {"offset": 0, "epoch": "e1"}
+        self.presence: dict[str, Any] = {"epoch": "1", "version": 1, "connections": 0, "users": 0, "members": []}
         self.answers_pings = True
         self._news = asyncio.Event()
 
@@ -42,6 +43,8 @@ class Edge:
         self._news.set()
         if frame["action"] == "$subscribe":
             self.send(action="$subscribe", id=frame["id"], topic=frame["topic"], **self.position)
+        elif frame["action"] == "$presence":
+            self.send(action="$presence", id=frame["id"], topic=frame["topic"], **self.presence)
         elif frame["action"] == "$ping" and self.answers_pings:
             self.send(action="$ping", id=frame["id"])
 
@@ -232,3 +235,36 @@ async def test_a_subscription_that_fails_for_now_is_tried_again(page: Page, edge
     await expect(page.locator(".message")).to_have_count(1)
     await page.clock.run_for(2_100)
     assert (await edge.frame("$subscribe"))["offset"] == 3
+
+
+def member(number: int, name: str) -> dict[str, Any]:
+    return {"connection_id": f"e.{number}", "user": None, "info": {"name": name}}
+
+
+async def test_who_is_in_the_room_follows_pages_and_changes(page: Page, edge: Edge) -> None:
+    people = page.locator("#people")
+    await expect(people).to_be_hidden()
+
+    def change(since: int, version: int, joined: list[Any], left: list[Any], epoch: str = "1") -> None:
+        presence = {"epoch": epoch, "since": since, "version": version, "joined": joined, "left": left}
+        edge.send(topic="room.1", presence=presence)
+
+    await edge.frame("$presence")
+    change(1, 3, [member(1, "Ada"), member(2, "Bob"), member(3, "Bob")], [])
+    await expect(people).to_have_attribute("aria-label", "2 here: Ada, Bob")
+    change(1, 3, [], [member(1, "Ada")])  # old
+    change(3, 4, [member(4, "Zoe")], [member(2, "Bob")])
+    await expect(people).to_have_attribute("aria-label", "3 here: Ada, Bob, Zoe")
+    await expect(people).to_contain_text("3 here")
+
+    # One was lost on the way: the page is read again.
+    edge.presence |= {"version": 9, "members": [member(4, "Zoe")]}
+    change(7, 8, [], [])
+    await page.clock.run_for(1_000)
+    await expect(people).to_have_attribute("aria-label", "1 here: Zoe")
+
+    # A new owner has another epoch.
+    edge.presence |= {"epoch": "2", "version": 1, "members": [member(1, "Ada")]}
+    change(0, 1, [], [], epoch="2")
+    await page.clock.run_for(1_000)
+    await expect(people).to_have_attribute("aria-label", "1 here: Ada")

@@ -6,6 +6,7 @@ import { Trunkline } from "./trunkline.js";
 
 const TEXT_LIMIT = 500;
 const ROOM_LIMIT = 20;
+const FACES = 4;
 const STORE = "trunkline-chat";
 const ADJECTIVES = ["Amber", "Brave", "Calm", "Dapper", "Eager", "Fuzzy", "Gentle", "Jolly", "Lucky", "Mellow", "Quiet", "Swift"];
 const ANIMALS = ["Badger", "Dolphin", "Falcon", "Gecko", "Heron", "Ibis", "Lynx", "Marten", "Otter", "Puffin", "Robin", "Wombat"];
@@ -170,6 +171,11 @@ function join(name) {
       for (const message of room.messages) if (message.delivery === "waiting") send(room, message);
     },
     onError: (error) => toast(`${titleOf(name)}: ${error.message}`),
+    onMembers: (members) => {
+      const names = members.map(({ info }) => Object(info).name).filter((name) => typeof name === "string");
+      room.people = [...new Set(names)].sort((one, other) => one.localeCompare(other));
+      if (room === current) drawPeople();
+    },
   });
   return room;
 }
@@ -200,7 +206,25 @@ function follow() {
   $("text").placeholder = `Message ${title}`;
   $("command").textContent = `nats pub trunkline.publish.room.${name} '{"text":"hi"}'`;
   list.show(current);
+  drawPeople();
   drawRooms();
+}
+
+/** Who is in the room: some faces, how many there are, and all the names for whoever points at it. */
+function drawPeople() {
+  const { people } = current;
+  const faces = people.slice(0, FACES).map((name) => {
+    const face = document.createElement("span");
+    face.className = "avatar";
+    paintAvatar(face, name);
+    return face;
+  });
+  const count = document.createElement("span");
+  count.textContent = `${people.length} here`;
+  $("people").replaceChildren(...faces, count);
+  $("people").title = people.join("\n");
+  $("people").setAttribute("aria-label", `${people.length} here: ${people.join(", ")}`);
+  $("people").hidden = people.length === 0;
 }
 
 function drawRooms() {
@@ -275,6 +299,7 @@ async function rename() {
   myName = name;
   try {
     if (client.state.name === "online") await client.call("rename", { name });
+    for (const { topic } of rooms.values()) client.renew(topic);
   } catch (error) {
     myName = old;
     toast(error.message);

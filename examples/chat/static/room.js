@@ -13,6 +13,7 @@ export class Room {
     this.name = name;
     this.messages = []; // as published, then our own that have not come back yet
     this.unread = 0;
+    this.people = []; // names of those who are here, each once
     this.leave = null; // ends the subscription
   }
 
