@@ -119,7 +119,6 @@ def test_handlers_without_a_pool_are_in_that_of_their_channel() -> None:
         *("interactive", "interactive"),
         "heavy",
     )
-    assert manifest.pools == {"interactive", "heavy"}
 
 
 def _no_message_annotation(chat: Channel) -> None:

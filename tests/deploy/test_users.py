@@ -27,6 +27,7 @@ MANIFEST: Final = f"KV_{of.bucket('manifest')}"
 LOG, _ = of.log_stream("h100_t300_r3")
 EVENTS: Final = of.events_stream
 DEAD: Final = of.dead_stream
+LATER: Final = of.later_stream
 
 
 class Row(NamedTuple):
@@ -70,8 +71,10 @@ CORE: Final = [
 ]
 STORED: Final = [
     Row(of.log("h100_t300_r3", "room.1"), publish="subscriptions"),
-    Row(of.event("default", "chat", "message", "order"), publish="edge admin"),
-    Row(of.ordered("default", 7, "chat", "message", "order"), publish="edge admin"),
+    Row(of.event("default", "chat", "message", "order"), publish="edge workers admin"),
+    Row(of.ordered("default", 7, "chat", "message", "order"), publish="edge workers admin"),
+    Row(of.later("0123"), publish="workers"),
+    Row(of.due("0123")),
     Row(of.dead("chat", "order"), publish="workers"),
     Row("$KV.trunkline_claims.partition.7", publish="subscriptions"),
     Row("$KV.trunkline_manifest.chat", publish="workers"),
@@ -121,6 +124,15 @@ API: Final = [
     ),
     Row(f"$JS.ACK.{EVENTS}.pool_default.1.2.3.4.5", publish="workers"),
     Row(f"$JS.ACK._.hash.{EVENTS}.pool_default.1.2.3.4.5", publish="workers"),
+    *(
+        Row(f"$JS.API.{operation}", publish="workers admin")
+        for operation in (f"STREAM.INFO.{LATER}", f"CONSUMER.INFO.{LATER}.due", f"CONSUMER.MSG.NEXT.{LATER}.due")
+    ),
+    *(
+        Row(f"$JS.API.{operation}", publish="admin")
+        for operation in (f"STREAM.PURGE.{LATER}", f"STREAM.DELETE.{LATER}", f"CONSUMER.CREATE.{LATER}.due.filter")
+    ),
+    Row(f"$JS.ACK.{LATER}.due.1.2.3.4.5", publish="workers"),
     Row("$JS.API.STREAM.NAMES", publish="admin"),
     Row("$JS.API.STREAM.LIST", publish="admin"),
     *(

@@ -76,12 +76,6 @@ def test_unknown_fields_of_a_later_release_are_ignored() -> None:
     assert manifest.actions["say"].timeout_s == 1
 
 
-def test_pools() -> None:
-    assert Manifest.decode(b'{"channel":"c"}').pools == frozenset()
-    assert Manifest.decode(b'{"channel":"c","actions":{"say":{}}}').pools == {"default"}
-    assert Manifest.decode(b'{"channel":"c","pool":"a","connect":true,"actions":{"say":{"pool":"b"}}}').pools == {"a", "b"}
-
-
 def test_a_manifest_remembers_those_that_it_has_replaced() -> None:
     first, second, third = (Manifest(channel="c", actions={name: ActionEntry()}) for name in ("a", "b", "c"))
     assert second.replacing(first).former == (first.digest,)

@@ -17,7 +17,8 @@ from trunkline.app.sessions import Session, SessionFunction, check_session
 from trunkline.app.signatures import UNKNOWN, Signature, adapter_of, read_signature, resource_type, without_none
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Kind, Operation
-from trunkline.shared.manifest import DEFAULT_POOL, ActionEntry, Manifest, TopicEntry, TopicPattern
+from trunkline.shared.durations import parse_duration
+from trunkline.shared.manifest import DEFAULT_POOL, ActionEntry, Manifest, ScheduleEntry, TopicEntry, TopicPattern
 from trunkline.shared.rates import Rate, parse_rate
 
 __all__ = ["Channel"]
@@ -29,6 +30,7 @@ CONNECTED: Final = "$connected"
 DISCONNECT: Final = "$disconnect"
 DEFAULT: Final = "$default"
 ACTION_CHARACTERS: Final = 100
+PERIOD_LEAST_S: Final = 1.0
 MOST_REPLICAS: Final = 5
 """Of a stream, in JetStream."""
 
@@ -38,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
 class _Handler:
-    __slots__ = ("action", "concurrent", "durable", "function", "kind", "pool", "rate", "signature", "timeout_s")
+    __slots__ = ("action", "concurrent", "durable", "function", "kind", "period_s", "pool", "rate", "signature", "timeout_s")
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class _Handler:
         concurrent: bool = False,
         durable: Durable | None = None,
         rate: Rate | None = None,
+        period_s: float = 0.0,
     ) -> None:
         self.kind = kind
         self.action = action
@@ -60,6 +63,7 @@ class _Handler:
         self.concurrent = concurrent
         self.durable = durable
         self.rate = rate
+        self.period_s = period_s
         self.signature = Signature()
 
 
@@ -223,6 +227,40 @@ class Channel:
             ),
             function,
         )
+
+    def every(
+        self,
+        period: str | float,
+        *,
+        name: str | None = None,
+        pool: str | None = None,
+        timeout_s: float | None = None,
+        retries: int = RETRIES,
+        backoff_s: float | Sequence[float] = BACKOFF_S,
+    ) -> Callable[[F], F]:
+        """Registers `(ctx)`, run by one worker of the cluster at the start of each `period`: seconds, `"5m"` or `"1h30m"`.
+
+        Periods are counted from 1970 in UTC, so that `"1h"` is each full hour. There is no connection and no user. Runs of
+        one function never overlap: one that is due while the last one still runs waits for it, and is left out when the next
+        one is due. A run that raises or takes longer than `timeout_s` (the worker's setting by default) is tried again like
+        a durable action, until the next one is due. What is due while no worker runs is left out. `name` is the function's
+        own unless given.
+        """
+        try:
+            period_s = parse_duration(period)
+            declared = Durable(retries, backoff_s, order="connection")  # ordered among its own runs
+        except ValueError as error:
+            raise ChannelError(f"{self}: every {period!r}: {error}") from None
+        if period_s < PERIOD_LEAST_S:
+            raise ChannelError(f"{self}: every {period!r}: a period is at least {PERIOD_LEAST_S:g} s")
+        own = self._pool if pool is None else _check_pool(pool, f"{self}: every {period!r}")
+
+        def register(function: F) -> F:
+            called = str(name or getattr(function, "__name__", ""))
+            handler = _Handler(Kind.EVERY, called, function, own, timeout_s=timeout_s, durable=declared, period_s=period_s)
+            return self._add(handler, function)
+
+        return register
 
     def default(self, function: F) -> F:
         """Registers `(ctx, message) -> result` for the actions that have no handler; `ctx.action` tells which."""
@@ -411,6 +449,7 @@ class Channel:
                 timeout_s=handler.timeout_s,
                 pool=handler.pool,
                 durable=handler.durable,
+                period_s=handler.period_s,
             )
             for handler in self._handlers.values()
         ]
@@ -517,6 +556,11 @@ class Channel:
             rate=self._rate,
             subscriptions=tuple(function.entry for function in self._subscription_functions),
             session=self._session is not None,
+            schedules={
+                name: ScheduleEntry(period_s=handler.period_s, pool=handler.pool)
+                for (kind, name), handler in sorted(self._handlers.items())
+                if kind is Kind.EVERY
+            },
         )
 
 

@@ -11,12 +11,14 @@ import pydantic_core
 import structlog
 from typing_extensions import TypeVar
 
+from trunkline.app.later import postponed
 from trunkline.app.presence import Presence, encode_info, presence_of
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Delivery, Kind
-from trunkline.shared.errors import CloseCode
+from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.positions import Position
+from trunkline.shared.postponed import Postponed
 from trunkline.shared.presence import PresencePage
 from trunkline.shared.topics import check_topic
 from trunkline.shared.wire import Call
@@ -53,6 +55,12 @@ class Effects(Protocol):
     async def presence(self, topic: str, limit: int, cursor: str) -> PresencePage:
         """Reads a page of the members of a topic."""
 
+    async def put_off(self, what: Postponed) -> None:
+        """Keeps something for later, and returns when nothing can lose it."""
+
+    async def cancel(self, channel: str, key: str) -> None:
+        """Forgets what a channel has put off under a key, unless it is due already."""
+
 
 class Environment:
     """What a handler runs in: one for all calls of a process, and one for each attempt at an event, its `delivery`.
@@ -78,6 +86,11 @@ class Environment:
     def of(self, delivery: Delivery) -> Environment:
         """Returns the environment of one attempt at an event."""
         return Environment(self.effects, self.resources, self.executor, delivery)
+
+    def attempt_key(self) -> str | None:
+        """Returns a name for what is put off next: the same one in every attempt at an event."""
+        key = self.publication_key("$later")
+        return None if key is None else f"later:{key}"
 
     def publication_key(self, topic: str) -> str | None:
         """Returns the key of the next publication in a topic: the same one in every attempt at an event."""
@@ -106,7 +119,8 @@ def encode_value(value: object) -> bytes:
 class Connection:
     """Any connection of the cluster, by its id.
 
-    All but `send` raise `TrunklineError("gone")` when it does not exist (any more).
+    All but `send` raise `TrunklineError("gone")` when it does not exist (any more); all of them for the id "",
+    which is what a handler that runs by a schedule has as its own.
     """
 
     __slots__ = ("_effects", "connection_id")
@@ -115,24 +129,31 @@ class Connection:
         self._effects = effects
         self.connection_id = connection_id
 
+    def _somebody(self) -> str:
+        if not self.connection_id:
+            raise TrunklineError(
+                ErrorCode.GONE, "a handler that runs by a schedule has no connection; publish, or use ctx.connection(id)"
+            )
+        return self.connection_id
+
     async def send(self, value: object) -> None:
         """Pushes a message, anything pydantic can turn into JSON, to this socket.
 
         At most once: a connection that is gone is not noticed. Messages from one handler arrive in the order of the calls,
         and before the reply of the handler. Each attempt at a durable action sends again.
         """
-        await self._effects.send(self.connection_id, encode_value(value))
+        await self._effects.send(self._somebody(), encode_value(value))
 
     async def subscribe(self, topic: str, *, info: object = None) -> Position:
         """Subscribes it to a topic without asking a policy. Returns the position it starts from.
 
         In a topic with presence it is a member, and whoever may see members sees `info`, at most 1 KiB of JSON.
         """
-        return await self._effects.subscribe(self.connection_id, check_topic(topic), encode_info(info))
+        return await self._effects.subscribe(self._somebody(), check_topic(topic), encode_info(info))
 
     async def unsubscribe(self, topic: str) -> None:
         """Ends its subscription to a topic."""
-        await self._effects.unsubscribe(self.connection_id, check_topic(topic))
+        await self._effects.unsubscribe(self._somebody(), check_topic(topic))
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Closes it. A code is 1000 or 3000 to 4999; from 3000 on, the thousands' lower half tells clients to reconnect.
@@ -143,7 +164,7 @@ class Connection:
             raise ValueError(f"a close code is 1000 or 3000 to 4999, not {code}")
         if len(reason.encode()) > REASON_BYTES:
             raise ValueError(f"the reason of a close has at most {REASON_BYTES} bytes")
-        await self._effects.close(self.connection_id, code, reason)
+        await self._effects.close(self._somebody(), code, reason)
 
 
 async def read_presence(effects: Effects, topic: str, limit: int, cursor: str) -> Presence:
@@ -173,7 +194,7 @@ class Context(Generic[S]):
 
     @property
     def connection_id(self) -> str:
-        """The connection that this call comes from."""
+        """The connection that this call comes from; "" for what runs by a schedule."""
         return self._call.connection_id
 
     @property
@@ -263,6 +284,43 @@ class Context(Generic[S]):
         if key is None:
             key = self.environment.publication_key(topic)
         return await self.environment.effects.publish(topic, encode_value(value), key, exclude)
+
+    async def later(
+        self,
+        delay_s: float,
+        message: object = None,
+        *,
+        topic: str | None = None,
+        action: str | None = None,
+        key: str | None = None,
+    ) -> str:
+        """Publishes `message` into a topic, or runs the handler of a durable action with it, `delay_s` seconds from now.
+
+        Returns when nothing can lose it: NATS keeps it, and carries it out late if it or all workers were away. A handler
+        that runs so has no connection (`ctx.connection_id` is ""), and the user of the handler that put it off. What is put
+        off under a `key` takes the place of what this channel has put off under it before. Returns the key, a new one if
+        none was given, for `cancel_later`. In a durable action, further attempts put the same thing off once.
+
+        Raises `ValueError` for what cannot work; `TrunklineError`: "unknown_action" when the action is not durable,
+        "overloaded", "not_available" when NATS is older than 2.12, "unavailable", after which it may or may not be put off.
+        """
+        what = postponed(
+            channel=self.channel,
+            user=self.user,
+            connection_id=self.connection_id,
+            delay_s=delay_s,
+            data=encode_value({} if message is None and action is not None else message),
+            topic=topic,
+            action=action,
+            key=key,
+            attempt_key=self.environment.attempt_key(),
+        )
+        await self.environment.effects.put_off(what)
+        return what.key
+
+    async def cancel_later(self, key: str) -> None:
+        """Makes that what was put off under this key does not happen; no effect when it is due already, or unknown."""
+        await self.environment.effects.cancel(self.channel, key)
 
     async def subscribe(self, topic: str, *, info: object = None) -> Position:
         """Subscribes this connection: see `Connection.subscribe`."""

@@ -60,6 +60,7 @@ class Route:
         "channel",
         "durable",
         "kind",
+        "period_s",
         "pool",
         "timeout_s",
     )
@@ -77,6 +78,7 @@ class Route:
         timeout_s: float | None = None,
         pattern: TopicPattern | None = None,
         pool: str = DEFAULT_POOL,
+        period_s: float = 0.0,
         durable: Durable | None = None,
     ) -> None:
         self.durable = durable
@@ -85,6 +87,7 @@ class Route:
         self.action = action
         self.timeout_s = timeout_s
         self.pool = pool
+        self.period_s = period_s
         self._states = states
         self._arguments = _arguments_of(kind, function, signature, pattern)
         self._result = _result_of(kind, function, signature)
@@ -137,8 +140,9 @@ def _arguments_of(kind: Kind, function: Callable[..., Any], signature: Signature
     if signature.body is None:
         return lambda context, _call: {signature.context: context}
     name, annotation = signature.body
-    if kind is Kind.CONNECTED:
-        raise ChannelError(f"{where(function)}: parameter {name!r}: on_connected gets ctx and resources only")
+    if kind in (Kind.CONNECTED, Kind.EVERY):
+        what = "on_connected" if kind is Kind.CONNECTED else "a periodic function"
+        raise ChannelError(f"{where(function)}: parameter {name!r}: {what} gets ctx and resources only")
     if kind is Kind.DISCONNECT:
         if annotation is not Disconnect:
             raise ChannelError(f"{where(function)}: parameter {name!r} of on_disconnect must be a Disconnect")
@@ -206,7 +210,7 @@ Result = Callable[[Context[Any], int, Any], bytes | None]
 def _result_of(kind: Kind, function: Callable[..., Any], signature: Signature) -> Result:
     if kind is Kind.CONNECT:
         return _new_state
-    if kind in (Kind.CONNECTED, Kind.DISCONNECT):
+    if kind in (Kind.CONNECTED, Kind.DISCONNECT, Kind.EVERY):
         return lambda _context, _encoding, _value: None
     if kind not in (Kind.MESSAGE, Kind.ORDER):
         if signature.returns not in (bool, Allow, bool | Allow, UNKNOWN):

@@ -29,10 +29,11 @@ from trunkline.app.feeds import TopicFeed
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Delivery, Kind
 from trunkline.shared.positions import Position
+from trunkline.shared.postponed import Postponed
 from trunkline.shared.presence import Member, PresencePage
 from trunkline.shared.wire import Call, Encoding
 
-__all__ = ["EPOCH", "Fed", "Published", "RecordingContext", "Records", "run_subscription"]
+__all__ = ["EPOCH", "Fed", "Published", "RecordingContext", "Records", "Scheduled", "run_subscription"]
 
 EPOCH = "test"
 """The epoch of all positions here."""
@@ -85,6 +86,16 @@ async def run_subscription(
     return found
 
 
+class Scheduled(NamedTuple):
+    """What a handler has put off: for how long, where (a topic or an action), what, and under which key."""
+
+    delay_s: float
+    topic: str | None
+    action: str | None
+    value: Any
+    key: str
+
+
 class Records:
     """What has been done to one connection. `closed` is `(code, reason)`."""
 
@@ -101,6 +112,7 @@ class _Recorder:
         self.published: list[Published] = []
         self.offsets: defaultdict[str, int] = defaultdict(int)
         self.keys: dict[tuple[str, str], Position] = {}
+        self.scheduled: dict[str, Scheduled] = {}
         self.users: dict[str, str | None] = {}
         self.members: defaultdict[str, dict[str, Member]] = defaultdict(dict)
 
@@ -132,6 +144,14 @@ class _Recorder:
         more = bool(page) and page[-1] is not members[-1]
         users = len({member.user for member in members} - {None})
         return PresencePage(1, 1, len(members), users, page, page[-1].connection_id if more else "")
+
+    async def put_off(self, what: Postponed) -> None:
+        value = msgspec.json.decode(what.data)
+        self.scheduled.pop(what.key, None)
+        self.scheduled[what.key] = Scheduled(what.delay_s, what.topic, what.action, value, what.key)
+
+    async def cancel(self, channel: str, key: str) -> None:
+        self.scheduled.pop(key, None)
 
     async def close(self, connection_id: str, code: int, reason: str) -> None:
         self.connections[connection_id].closed = (code, reason)
@@ -180,6 +200,11 @@ class RecordingContext(Context[Any]):
     def published(self) -> list[Published]:
         """All publications, in order."""
         return self._recorder.published
+
+    @property
+    def scheduled(self) -> list[Scheduled]:
+        """All that is put off and not cancelled, in the order in which it was put off."""
+        return list(self._recorder.scheduled.values())
 
     def records(self, connection_id: str) -> Records:
         """What has been done to any connection."""

@@ -16,6 +16,7 @@ class Kind(StrEnum):
     MESSAGE = "message"
     CONNECTED = "connected"
     ORDER = "order"
+    EVERY = "every"
     DISCONNECT = "disconnect"
     SUBSCRIBE = "subscribe"
     PUBLISH = "publish"

@@ -328,6 +328,12 @@ class Bus:
         return self._client.jetstream(timeout=5)
 
     @property
+    def server_version(self) -> tuple[int, int]:
+        """The major and the minor version of the NATS server that this is connected to."""
+        version = self._client.connected_server_version
+        return (version.major, version.minor)
+
+    @property
     def creates_streams(self) -> bool:
         """Whether this process creates the streams and buckets that it finds missing."""
         return self._settings.create_streams

@@ -87,7 +87,7 @@ class EventLog(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pools(NamedTuple):
-    """Pools with durable actions, and those of them with ordered ones."""
+    """Pools with durable actions, and those of them with ordered ones. Periodic functions are ordered."""
 
     durable: frozenset[str]
     ordered: frozenset[str]
@@ -95,9 +95,11 @@ class Pools(NamedTuple):
     @classmethod
     def of(cls, manifests: Iterable[Manifest]) -> Pools:
         """Returns the pools of some channels."""
+        manifests = list(manifests)
         actions = [action for manifest in manifests for action in manifest.actions.values() if action.durable]
+        scheduled = frozenset(schedule.pool for manifest in manifests for schedule in manifest.schedules.values())
         ordered = frozenset(action.pool for action in actions if action.order is not None)
-        return cls(frozenset(action.pool for action in actions), ordered)
+        return cls(scheduled.union(action.pool for action in actions), scheduled | ordered)
 
 
 def pool_consumer(pool: str) -> str:

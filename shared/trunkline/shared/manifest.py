@@ -25,6 +25,7 @@ __all__ = [
     "ActionEntry",
     "FunctionEntry",
     "Manifest",
+    "ScheduleEntry",
     "TopicEntry",
     "TopicPattern",
     "read_manifests",
@@ -140,6 +141,13 @@ class FunctionEntry(_Entry):
     linger_s: float = 0.0
 
 
+class ScheduleEntry(_Entry):
+    """A function that runs every `period_s`, by the workers of a pool."""
+
+    period_s: float
+    pool: str = DEFAULT_POOL
+
+
 class Manifest(_Entry):
     """What the workers of a channel answer. `version` is that of this format.
 
@@ -163,6 +171,7 @@ class Manifest(_Entry):
     rate: Rate | None = None
     subscriptions: tuple[FunctionEntry, ...] = ()
     session: bool = False
+    schedules: Mapping[str, ScheduleEntry] = {}
 
     _patterns: tuple[TopicPattern, ...] = PrivateAttr(())
     _fed: tuple[TopicPattern, ...] = PrivateAttr(())
@@ -183,14 +192,6 @@ class Manifest(_Entry):
     def hosted(self) -> bool:
         """Whether the subscription service runs functions of this channel."""
         return bool(self.subscriptions)
-
-    @property
-    def pools(self) -> frozenset[str]:
-        """All pools that a handler of this channel is in."""
-        pools = {action.pool for action in self.actions.values()}
-        if self.connect or self.lifecycle or self.default or self.topics:
-            pools.add(self.pool)
-        return frozenset(pools)
 
     @property
     def digest(self) -> str:

@@ -95,6 +95,8 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """Whether `Streams.read` works: any replica answers it, so what it returns may be a moment old."""
     first_sequence: int = 1
     """Where the sequences begin when the stream is created."""
+    schedules: bool = False
+    """Whether messages may be schedules (NATS 2.12). The server does not let such a stream refuse when it is full."""
 
     def config(self) -> dict[str, Any]:
         """Returns the server's form of this."""
@@ -112,7 +114,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
             "num_replicas": self.replicas,
             "duplicate_window": _nanoseconds(duplicates_s),
             "allow_direct": self.direct,
-        }
+        } | ({"allow_msg_schedules": True, "allow_msg_ttl": True} if self.schedules else {})
 
 
 class Drift(msgspec.Struct, frozen=True):
@@ -181,6 +183,7 @@ class _Got(msgspec.Struct):
 
 class _State(msgspec.Struct):
     subjects: dict[str, int] = {}
+    bytes: int = 0
 
 
 class _Info(msgspec.Struct):
@@ -251,7 +254,13 @@ class Streams:
     # ------------------------------------------------------------------ appending
 
     def append(
-        self, subject: str, payload: bytes, *, expected_last: int | None = None, message_id: str | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        expected_last: int | None = None,
+        message_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> asyncio.Future[int]:
         """Appends to the stream of `subject`, after the appends called before. The future gets the sequence.
 
@@ -260,12 +269,12 @@ class Streams:
         stream's window, the first counts, and all get its sequence. Further errors: `OVERLOADED` when the stream is full,
         `TOO_LARGE`, `UNAVAILABLE`. Cancelling the future does not stop the append.
         """
-        headers: dict[str, str] = {}
+        sent = dict(headers or {})
         if expected_last is not None:
-            headers[_EXPECTED_LAST] = str(expected_last)
+            sent[_EXPECTED_LAST] = str(expected_last)
         if message_id is not None:
-            headers["Nats-Msg-Id"] = message_id
-        return self._ask(subject, payload, headers or None, _sequence_of)
+            sent["Nats-Msg-Id"] = message_id
+        return self._ask(subject, payload, sent or None, _sequence_of)
 
     def append_then(self, subject: str, payload: bytes, expected_last: int, settle: Settle) -> None:
         """Appends like `append`, and calls `settle` once with what its future would get, in the moment that is known.
@@ -323,6 +332,13 @@ class Streams:
             lags += page.consumers
             if not page.consumers or len(lags) >= page.total:
                 return lags
+
+    async def size_bytes(self, stream: str) -> int:
+        """Returns how much a stream holds."""
+        info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream}", b"", None, _decode_info)
+        if info.error is not None:
+            raise _error_of(info.error)
+        return info.state.bytes
 
     async def subjects(self, stream: str, pattern: str) -> frozenset[str]:
         """Returns the subjects of a stream that have a message, from the stream's leader; at most 100,000 of them."""

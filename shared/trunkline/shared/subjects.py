@@ -32,6 +32,8 @@ class Subjects:
         "events",
         "events_stream",
         "inspect_topics",
+        "later_all",
+        "later_stream",
         "owners",
         "prefix",
         "publish_all",
@@ -47,6 +49,8 @@ class Subjects:
         self.publish_all = f"{prefix}.publish.>"
         self.events_stream = self.bucket("EVENTS")
         self.events = [f"{prefix}.event.>", f"{prefix}.ordered.>"]
+        self.later_stream = self.bucket("LATER")
+        self.later_all = [f"{prefix}.later.*", f"{prefix}.due.*"]
         self.dead_stream = self.bucket("DEAD")
         self.dead_all = f"{prefix}.dead.>"
 
@@ -65,6 +69,14 @@ class Subjects:
     def ordered(self, pool: str, partition: int, channel: str, kind: str, action: str) -> str:
         """Where an event is logged that is handled after those before it in its partition."""
         return f"{self.prefix}.ordered.{pool}.{partition}.{_token(channel)}.{kind}.{_token(action)}"
+
+    def later(self, token: str) -> str:
+        """Where something is put off."""
+        return f"{self.prefix}.later.{token}"
+
+    def due(self, token: str) -> str:
+        """Where the server puts it when its time has come."""
+        return f"{self.prefix}.due.{token}"
 
     def events_of(self, pool: str) -> str:
         """All events of a pool that have no order."""

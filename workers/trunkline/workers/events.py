@@ -36,6 +36,7 @@ from trunkline.shared.streams import Appended, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Fail, Tasks, every
 from trunkline.workers.runner import Endpoint, Runner, Work
+from trunkline.workers.schedules import is_over
 from trunkline.workers.settings import WorkerSettings
 
 __all__ = ["Events"]
@@ -56,7 +57,7 @@ log = get_logger(__name__)
 outcomes = Counter(
     "trunkline_events_total",
     "Attempts at events: handled, rejected, retried, dead, handed back (the worker stopped), overtaken (it took too long "
-    "to say that it still works).",
+    "to say that it still works), left out (a periodic function whose next run is due).",
     ["channel", "action", "outcome"],
 )
 waiting = Gauge("trunkline_events_waiting", "Events that are not acknowledged, by the consumers of a pool.", ["consumers"])
@@ -207,6 +208,10 @@ class Events:
                 self._try_again(held, event, delay_s)
             return
         endpoint, declared = found
+        period_s = endpoint.route.period_s
+        if period_s and is_over(call.message_id, time.time(), period_s):
+            self._conclude(held, event, "left out", delivery.ack)
+            return
         if attempt > declared.retries + 1:
             self._bury(held, event, "worker lost", "each worker that had this event ended before it was done")
             return
@@ -249,6 +254,14 @@ class Events:
         event, held = work.event, work.held
         if isinstance(cause, Reject | PayloadError):
             self._answer(event, error)
+            if not event.call.connection_id:  # nobody else hears of it
+                log.error(
+                    "a handler refused what was scheduled",
+                    channel=event.call.channel,
+                    action=event.call.action,
+                    event_id=event.event_id,
+                    error=str(error),
+                )
             self._conclude(held, event, "rejected", held.delivery.ack)
             return
         _, declared = self._endpoints[event.call.channel, event.call.kind, event.call.action]

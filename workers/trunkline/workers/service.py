@@ -14,6 +14,7 @@ from trunkline.app.context import Environment
 from trunkline.app.loader import channels_of
 from trunkline.app.resources import Resources, shared_resources
 from trunkline.app.routes import Route
+from trunkline.app.types import Kind
 from trunkline.shared.bus import Bus, Subscription
 from trunkline.shared.effects import BusEffects
 from trunkline.shared.health import HealthServer
@@ -26,8 +27,10 @@ from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.workers.announcing import Announcing
 from trunkline.workers.beats import Beats
 from trunkline.workers.events import Events
+from trunkline.workers.later import LaterService
 from trunkline.workers.lifecycle import EVENTS, LifecycleEvents
 from trunkline.workers.runner import Runner
+from trunkline.workers.schedules import Schedules
 from trunkline.workers.settings import WorkerSettings
 
 __all__ = ["WorkerService"]
@@ -70,6 +73,16 @@ class WorkerService:
         register = Register(self._streams, self._subjects, replicas=settings.bucket_replicas, feed_s=settings.lifecycle_s)
         self._lifecycle = LifecycleEvents(self._bus, self._streams, register, self._subjects, self._runner)
         self._events = Events(self._bus, self._streams, self._subjects, self._answerer, settings, fail)
+        self._schedules = Schedules(self._streams, self._subjects, fail)
+        self._later = LaterService(
+            self._bus,
+            self._streams,
+            self._caller,
+            self._subjects,
+            fail,
+            replicas=settings.event_replicas,
+            most_bytes=settings.later_bytes,
+        )
         self._resource_tasks = Tasks("resources", fail)
         self._resources: Resources | None = None
         self._executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="handler")
@@ -94,11 +107,11 @@ class WorkerService:
         await self._bus.start()
         await self._health.start()
         await self._caller.start()
-        effects = BusEffects(self._bus, self._caller, self._subjects)
+        effects = BusEffects(self._bus, self._caller, self._subjects, self._later)
         environment = Environment(effects, resources, self._executor)
         self._runner.start(environment)
         for route in routes:
-            if route.kind in EVENTS:
+            if route.kind in EVENTS or route.kind is Kind.EVERY:
                 continue
             subject = self._subjects.call(route.channel, route.kind.value, route.action)
             take = functools.partial(self._runner.take, self._runner.endpoint(route))
@@ -107,6 +120,8 @@ class WorkerService:
         # The manifest, which makes edges write events, is for all pools.
         await self._lifecycle.start(_routes_of(channels, []), routes, self._settings.slots)
         await self._events.start([route for channel in channels for route in channel.routes], routes, environment)
+        await self._later.start([route for channel in channels for route in channel.routes], environment)
+        self._schedules.start(routes)
         await self._bus.flush()
         self._beats.start(routes)
         self._tasks.start(self._beats.run(), "beat", essential=True)
@@ -124,10 +139,11 @@ class WorkerService:
         """Takes no more calls and events, finishes those that it took, closes the resources, disconnects."""
         self._serving = False
         await self._tasks.close(1.0)
+        await self._schedules.stop()
         self._beats.beat(leaving=True)
         await self._drain()
         finish_s = self._settings.stop_timeout_s * FINISH_SHARE
-        await asyncio.gather(self._events.stop(finish_s), self._runner.finish(finish_s))
+        await asyncio.gather(self._events.stop(finish_s), self._later.stop(finish_s), self._runner.finish(finish_s))
         self._answerer.flush()
         self._streams.stop()
         self._caller.stop()

@@ -36,6 +36,9 @@ class WorkerSettings(RoleSettings, role="workers"):
     dead_bytes: int = Field(
         256 * 1024**2, ge=1024**2, description="bytes of dead letters that are kept; when it is full, events stay events"
     )
+    later_bytes: int = Field(
+        256 * 1024**2, ge=1024, description="bytes of what is put off (`ctx.later`) from which on more is refused"
+    )
     resource_timeout_s: float = Field(30.0, gt=0, description="seconds that opening all resources may take")
 
     @property
