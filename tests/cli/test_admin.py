@@ -32,7 +32,7 @@ async def may(ctx: Context, user: str) -> bool:
     return True
 """
 LOG = "trunkline_LOG_h20_t60_r1"
-ALWAYS = ["KV_trunkline_manifest", "KV_trunkline_claims"]
+ALWAYS = ["KV_trunkline_manifest", "trunkline_LATER", "KV_trunkline_claims"]
 
 
 def write_app(name: str, history: int) -> None:
@@ -81,7 +81,7 @@ async def apply(*arguments: str, told: str = "") -> list[str]:
 
 async def test_new_cluster_gets_all_that_it_needs(nats: NatsServer) -> None:
     wanted = [*ALWAYS, LOG]
-    assert await apply("--dry-run", "shop_app.py", told="3 of them") == [f"missing {name}" for name in wanted]
+    assert await apply("--dry-run", "shop_app.py", told="4 of them") == [f"missing {name}" for name in wanted]
     assert await apply("shop_app.py") == [f"created {name}" for name in wanted]
     assert await apply("shop_app.py") == [f"as wanted {name}" for name in wanted]
     assert await apply("--dry-run", "shop_app.py") == [f"as wanted {name}" for name in wanted]

@@ -16,6 +16,7 @@ from trunkline.shared import logs
 from trunkline.shared.bus import Bus
 from trunkline.shared.declaring import bucket_stream, reconcile
 from trunkline.shared.event_log import Pools, declare_consumers
+from trunkline.shared.later import LEAST_SERVER, due_consumer, later_stream
 from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Drift, Stream, Streams
@@ -77,13 +78,17 @@ def apply(
         )
 
 
-def wanted_streams(subjects: Subjects, settings: SubscriptionSettings, manifests: Sequence[Manifest]) -> list[Stream]:
-    """Returns all that a cluster with these channels needs, in the order of its making."""
+def wanted_streams(
+    subjects: Subjects, settings: SubscriptionSettings, manifests: Sequence[Manifest], *, later: bool
+) -> list[Stream]:
+    """Returns all that a cluster with these channels needs, in the order of its making. `later`: NATS knows schedules."""
     namespaces = Namespaces(settings.ttl_s, settings.replicas)
     namespaces.replace(manifests)
-    events = WorkerSettings.load().event_log.streams(subjects) if Pools.of(manifests).durable else []
+    workers = WorkerSettings.load()
+    events = workers.event_log.streams(subjects) if Pools.of(manifests).durable else []
     return [
         bucket_stream(subjects.bucket(BUCKET), settings.bucket_replicas),
+        *([later_stream(subjects, workers.event_replicas)] if later else []),
         # Milliseconds: see `claims_stream`.
         *declared_streams(subjects, namespaces.logged(), settings.replicas, first_sequence=int(time.time() * 1000)),
         *events,
@@ -96,10 +101,13 @@ async def apply_to(settings: SubscriptionSettings, manifests: Sequence[Manifest]
     async with connected(settings) as (bus, streams):
         # Both: until the deploy, the running workers' streams are in use.
         manifests = [*await _running(bus, streams, subjects), *manifests]
-        wanted = wanted_streams(subjects, settings, manifests)
+        later = bus.server_version >= LEAST_SERVER
+        wanted = wanted_streams(subjects, settings, manifests, later=later)
         drifts = {drift.stream: drift for drift in await reconcile(streams, wanted, mend=not dry_run)}
         for stream in wanted:
             typer.echo(_line(stream, drifts.get(stream.name), dry_run=dry_run))
+        if later and not dry_run:
+            await streams.ensure_consumer(due_consumer(subjects))
         consumers = WorkerSettings.load().event_log.consumers(subjects, Pools.of(manifests))
         if consumers and not dry_run:
             await declare_consumers(streams, consumers)
