@@ -55,6 +55,10 @@ class Effects(Protocol):
     async def presence(self, topic: str, limit: int, cursor: str) -> PresencePage:
         """Reads a page of the members of a topic."""
 
+
+class Postponing(Protocol):
+    """Who puts things off: the worker, or a recorder in tests. All raise `TrunklineError`."""
+
     async def put_off(self, what: Postponed) -> None:
         """Keeps something for later, and returns when nothing can lose it."""
 
@@ -65,10 +69,10 @@ class Effects(Protocol):
 class Environment:
     """What a handler runs in: one for all calls of a process, and one for each attempt at an event, its `delivery`.
 
-    `executor` runs sync handlers.
+    `executor` runs sync handlers. Without `postponing`, nothing can be put off.
     """
 
-    __slots__ = ("_numbers", "delivery", "effects", "executor", "resources")
+    __slots__ = ("_numbers", "_postponing", "delivery", "effects", "executor", "resources")
 
     def __init__(
         self,
@@ -76,16 +80,25 @@ class Environment:
         resources: Mapping[Any, Any] | None = None,
         executor: Executor | None = None,
         delivery: Delivery | None = None,
+        postponing: Postponing | None = None,
     ) -> None:
         self.effects = effects
         self.resources = resources or {}
         self.executor = executor
         self.delivery = delivery
+        self._postponing = postponing
         self._numbers: dict[str, int] = {}
 
     def of(self, delivery: Delivery) -> Environment:
         """Returns the environment of one attempt at an event."""
-        return Environment(self.effects, self.resources, self.executor, delivery)
+        return Environment(self.effects, self.resources, self.executor, delivery, self._postponing)
+
+    @property
+    def postponing(self) -> Postponing:
+        """Who puts things off. Raises `TrunklineError("not_available")` where nobody does."""
+        if self._postponing is None:
+            raise TrunklineError(ErrorCode.NOT_AVAILABLE, "only what workers run can put something off")
+        return self._postponing
 
     def attempt_key(self) -> str | None:
         """Returns a name for what is put off next: the same one in every attempt at an event."""
@@ -315,12 +328,12 @@ class Context(Generic[S]):
             key=key,
             attempt_key=self.environment.attempt_key(),
         )
-        await self.environment.effects.put_off(what)
+        await self.environment.postponing.put_off(what)
         return what.key
 
     async def cancel_later(self, key: str) -> None:
         """Makes that what was put off under this key does not happen; no effect when it is due already, or unknown."""
-        await self.environment.effects.cancel(self.channel, key)
+        await self.environment.postponing.cancel(self.channel, key)
 
     async def subscribe(self, topic: str, *, info: object = None) -> Position:
         """Subscribes this connection: see `Connection.subscribe`."""

@@ -192,7 +192,7 @@ class RecordingContext(Context[Any]):
         )
         self._recorder = _Recorder()
         self._recorder.users[connection_id] = user
-        super().__init__(call, kind, Environment(self._recorder, delivery=delivery), StateCodec())
+        super().__init__(call, kind, Environment(self._recorder, delivery=delivery, postponing=self._recorder), StateCodec())
         if state is not None:
             self.state = state
 

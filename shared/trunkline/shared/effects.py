@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -12,7 +12,6 @@ from trunkline.shared.asking import read_presence
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
-from trunkline.shared.postponed import Postponed
 from trunkline.shared.presence import PresencePage, ReadPresence
 from trunkline.shared.publishing import publish
 from trunkline.shared.rpc import Caller
@@ -26,24 +25,13 @@ _CONNECTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,63}\Z")
 _decode_position = msgspec.msgpack.Decoder(Position).decode
 
 
-class Postponing(Protocol):
-    """Who puts things off. Raises `TrunklineError`."""
-
-    async def put_off(self, what: Postponed) -> None:
-        """See `Effects`."""
-
-    async def cancel(self, channel: str, key: str) -> None:
-        """See `Effects`."""
-
-
 class BusEffects:
-    """Implements `trunkline.app.context.Effects`. Without `later`, nothing can be put off."""
+    """Implements `trunkline.app.context.Effects`."""
 
-    def __init__(self, bus: Bus, caller: Caller, subjects: Subjects, later: Postponing | None = None) -> None:
+    def __init__(self, bus: Bus, caller: Caller, subjects: Subjects) -> None:
         self._bus = bus
         self._caller = caller
         self._subjects = subjects
-        self._later = later
 
     async def send(self, connection_id: str, payload: bytes) -> None:
         """Pushes JSON to a connection, at most once; see `Effects`."""
@@ -57,19 +45,6 @@ class BusEffects:
         if exclude is not None:
             _check(exclude)
         return await publish(self._caller, self._subjects, topic, data, key=key, exclude=exclude)
-
-    async def put_off(self, what: Postponed) -> None:
-        """Keeps something for later; see `Effects`."""
-        await self._postponing().put_off(what)
-
-    async def cancel(self, channel: str, key: str) -> None:
-        """Forgets what was put off; see `Effects`."""
-        await self._postponing().cancel(channel, key)
-
-    def _postponing(self) -> Postponing:
-        if self._later is None:
-            raise TrunklineError(ErrorCode.NOT_AVAILABLE, "only the handlers that workers run can put something off")
-        return self._later
 
     async def subscribe(self, connection_id: str, topic: str, info: bytes | None) -> Position:
         """Subscribes a connection; see `Effects`."""

@@ -107,8 +107,8 @@ class WorkerService:
         await self._bus.start()
         await self._health.start()
         await self._caller.start()
-        effects = BusEffects(self._bus, self._caller, self._subjects, self._later)
-        environment = Environment(effects, resources, self._executor)
+        effects = BusEffects(self._bus, self._caller, self._subjects)
+        environment = Environment(effects, resources, self._executor, postponing=self._later)
         self._runner.start(environment)
         for route in routes:
             if route.kind in EVENTS or route.kind is Kind.EVERY:
