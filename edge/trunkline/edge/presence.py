@@ -49,11 +49,13 @@ class Presence:
         self._failed: dict[str, Attendance] = {}
         self._attempt = 0
         self._retry: asyncio.TimerHandle | None = None
+        self._stopped = False
         self._loop = asyncio.get_running_loop()
         hub.on_left = self._left
 
     def stop(self) -> None:
-        """Ends to try again."""
+        """Ends to tell owners anything: what they do not know by now, they learn from the end of this edge."""
+        self._stopped = True
         if self._retry is not None:
             self._retry.cancel()
 
@@ -117,7 +119,7 @@ class Presence:
 
     def _answered(self, attendance: Attendance, future: asyncio.Future[msgspec.Raw]) -> None:
         self._under_way -= 1
-        if future.cancelled():
+        if self._stopped or future.cancelled():
             return
         error = future.exception()
         if error is None:
