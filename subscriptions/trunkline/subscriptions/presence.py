@@ -25,7 +25,7 @@ CHANGE_MEMBERS: Final = 100
 """A change with more members than this says `reload`."""
 TOUCHED_MEMBERS: Final = 10 * CHANGE_MEMBERS
 """Beyond this, what has changed is not gathered any more: it will hardly come out as a small change."""
-MEMBER_BYTES: Final = 300
+MEMBER_BYTES: Final = 320
 """What a member costs besides its strings."""
 
 

@@ -35,6 +35,7 @@ from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s, every, fail_with
 from trunkline.shared.topics import check_topic, partition_of
+from trunkline.subscriptions.announcing import Announcer
 from trunkline.subscriptions.bridges import Bridges
 from trunkline.subscriptions.forwarding import Forwarder
 from trunkline.subscriptions.functions import Functions
@@ -72,11 +73,9 @@ log = get_logger(__name__)
 
 publications = Counter("trunkline_publications_total", "Publications that were given a position.")
 topics_owned = Gauge("trunkline_topics_owned", "Topics in the memory of their owner.")
-members_listed = Gauge("trunkline_presence_members", "Members of topics with presence in the memory of their owner.")
 edges_attached = Gauge("trunkline_edges_attached", "Edges that get publications from this owner.")
 fan_batches = Counter("trunkline_fan_batches_total", "Messages with publications sent to edges.")
 
-_encode_json = msgspec.json.Encoder().encode
 _decode_notice = msgspec.msgpack.Decoder(wire.Notice).decode
 _decode_requests = msgspec.msgpack.Decoder(wire.Requests).decode
 _decode_topic_request = msgspec.msgpack.Decoder(wire.TopicRequest).decode
@@ -139,6 +138,7 @@ class SubscriptionService:
         self._resource_tasks = Tasks("resources", fail)
         self._resources: Resources | None = None
         self._owner: Owner
+        self._announcer: Announcer
         self._log: TopicLog
         self._outsiders: Subscription | None = None
         self._subscriptions: dict[int, list[Subscription]] = {}
@@ -208,6 +208,7 @@ class SubscriptionService:
             max_payload=self._bus.max_payload,
         )
         self._functions.start(self._owner)
+        self._announcer = Announcer(self._bus, self._subjects, self._owner.presences, lambda: self._ownership.trusted)
         self.undertaker.on_gone.append(self._owner.gone)
         self._sessions.start()
         self.undertaker.on_gone.append(self._sessions.edge_gone)
@@ -216,7 +217,7 @@ class SubscriptionService:
         await self._bus.flush()
         await self._read_manifests()
         self._tasks.start(every(SWEEP_S, self._sweep), "sweep", essential=True)
-        self._tasks.start(every(CHANGES_S, self._tell_presence), "tell of presence", essential=True)
+        self._tasks.start(every(CHANGES_S, self._announcer.tell), "tell of presence", essential=True)
         await self._ownership.start(START_S)
         await self.undertaker.start()
         inspector = Inspector(self._bus, self._subjects, self._tasks, self.instance, self._owner, self._functions)
@@ -281,7 +282,7 @@ class SubscriptionService:
             await asyncio.sleep(POLL_S)
             waiting = [topic for topic in waiting if self._owner.is_unsettled(topic)]
         self._owner.presences.hand_over(partitions)
-        self._tell_services()
+        self._announcer.tell_services()
         self._flush()
         self._answerer.flush()
         self._caller.flush()
@@ -371,8 +372,7 @@ class SubscriptionService:
                 settle(error)
             except msgspec.MsgspecError as error:
                 settle(wire.decode_error(error, "topic request"))
-        if self._owner.presences.events:
-            self._tell_services()
+        self._announcer.tell_services()
 
     def _settle(self, reply: str, request_id: int, outcome: msgspec.Struct | TrunklineError | None) -> None:
         if isinstance(outcome, TrunklineError):
@@ -458,27 +458,9 @@ class SubscriptionService:
             log.warning("an edge is silent and gets no more publications", edge_id=edge_id)
         self._release_memory()
         self._send(self._subjects.tops, owner.tops(ACTIVE_S))
-        self._send(self._subjects.changes, owner.presences.notes(self._bus.max_payload // 2))
+        self._announcer.tell_versions()
         self._log.count()
         publications.inc(owner.published)
         owner.published = 0
         topics_owned.set(len(owner.topics))
         edges_attached.set(owner.edges)
-        members_listed.set(owner.presences.members)
-
-    # ------------------------------------------------------------------ presence
-
-    def _tell_presence(self) -> None:
-        """Tells edges and services who came and left; not if another owner may do it by now."""
-        if self._ownership.trusted:
-            presences = self._owner.presences
-            self._send(self._subjects.changes, presences.take_changes(self._bus.max_payload // 2))
-            self._tell_services()
-
-    def _tell_services(self) -> None:
-        events, self._owner.presences.events = self._owner.presences.events, []
-        for event in events:
-            try:
-                self._bus.publish(self._subjects.presence(event.topic), _encode_json(event))
-            except TrunklineError as error:
-                drops.labels(ROLE, f"presence event: {error.code}").inc()

@@ -1,0 +1,59 @@
+"""Tells edges and services who came to topics with presence, and who left them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+from prometheus_client import Gauge
+
+from trunkline.shared.bus import Bus
+from trunkline.shared.errors import TrunklineError
+from trunkline.shared.metrics import drops
+from trunkline.shared.subjects import Subjects
+from trunkline.subscriptions.presences import Presences
+
+__all__ = ["Announcer"]
+
+members_listed = Gauge("trunkline_presence_members", "Members of topics with presence in the memory of their owner.")
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+class Announcer:
+    """Publishes what `presences` has to tell, at most once. `is_trusted`: no other owner may do it by now."""
+
+    def __init__(self, bus: Bus, subjects: Subjects, presences: Presences, is_trusted: Callable[[], bool]) -> None:
+        self._bus = bus
+        self._subjects = subjects
+        self._presences = presences
+        self._is_trusted = is_trusted
+
+    def tell(self) -> None:
+        """Tells watchers what has changed, and services what is due."""
+        if self._is_trusted():
+            self._send(self._presences.take_changes(self._bus.max_payload // 2))
+            self.tell_services()
+
+    def tell_versions(self) -> None:
+        """Tells watchers which version they should have: a change may have been lost."""
+        self._send(self._presences.notes(self._bus.max_payload // 2))
+        members_listed.set(self._presences.members)
+
+    def tell_services(self) -> None:
+        """Tells services which topics were occupied and vacated."""
+        if not self._presences.events:
+            return
+        events, self._presences.events = self._presences.events, []
+        for event in events:
+            try:
+                self._bus.publish(self._subjects.presence(event.topic), _encode_json(event))
+            except TrunklineError as error:
+                drops.labels("subscriptions", f"presence event: {error.code}").inc()
+
+    def _send(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        for edge_id, payload in messages:
+            try:
+                self._bus.publish(self._subjects.changes(edge_id), payload)
+            except TrunklineError as error:
+                drops.labels("subscriptions", f"presence change: {error.code}").inc()
