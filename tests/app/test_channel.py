@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import pytest
 from pydantic import BaseModel
 
-from trunkline.app import Channel, ChannelError, Context, Disconnect, Operation
+from trunkline.app import Channel, ChannelError, Context, Disconnect, Operation, Session
 from trunkline.app.routes import Next
 from trunkline.shared.manifest import Manifest
 from trunkline.shared.rates import Rate
@@ -218,6 +218,13 @@ def _connected_with_a_message(chat: Channel) -> None:
     async def hello(ctx: Context, reason: str) -> None: ...
 
 
+def _session_with_resume(chat: Channel) -> None:
+    game = Channel("game", resume=30)
+
+    @game.session
+    async def play(session: Session[Any]) -> None: ...
+
+
 def _generator_handler(chat: Channel) -> None:
     @chat.on("say")
     async def say(ctx: Context) -> AsyncIterator[int]:
@@ -313,6 +320,7 @@ def _empty(chat: Channel) -> None:
         (_operation_in_action, "only topic policies"),
         (_disconnect_without_its_type, "must be a Disconnect"),
         (_connected_with_a_message, "gets ctx and resources only"),
+        (_session_with_resume, "leave out one of both"),
         (_generator_handler, "does not yield"),
         (_sync_middleware, "async def (ctx, call_next)"),
         (_resource_that_is_no_generator, "yields once"),
@@ -409,3 +417,10 @@ def test_lifecycle_is_written_down_for_those_who_ask() -> None:
     async def hello(ctx: Context) -> None: ...
 
     assert online.manifest.lifecycle
+
+
+def test_resume_is_a_number_of_seconds() -> None:
+    assert Channel("chat", resume=30)._resume_s == 30.0
+    for resume in (-1, 1e9):
+        with pytest.raises(ChannelError, match="number of seconds"):
+            Channel("chat", resume=resume)

@@ -31,20 +31,33 @@ shop = Channel("shop")
 async def may(ctx: Context, user: str) -> bool:
     return True
 """
+GAME = """
+from trunkline.app import Channel, Context, Disconnect
+
+game = Channel("game", resume=30)
+
+
+@game.on_resume
+async def back(ctx: Context, previous: str) -> None: ...
+
+
+@game.on_disconnect
+async def gone(ctx: Context, reason: Disconnect) -> None: ...
+"""
 LOG = "trunkline_LOG_h20_t60_r1"
-ALWAYS = ["KV_trunkline_manifest", "trunkline_LATER", "KV_trunkline_claims"]
+ALWAYS = ["KV_trunkline_manifest", "trunkline_LATER", "trunkline_LIFE", "trunkline_LIFECYCLE", "KV_trunkline_claims"]
 
 
-def write_app(name: str, history: int) -> None:
-    Path(name).write_text(APP % history)
+def write_app(name: str, content: str) -> None:
+    Path(name).write_text(content)
 
 
 @pytest.fixture
 async def nats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NatsServer]:
     monkeypatch.chdir(tmp_path)
-    for module in ("shop_app", "shop_app_2"):
+    for module in ("shop_app", "shop_app_2", "game_app"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    write_app("shop_app.py", 20)
+    write_app("shop_app.py", APP % 20)
     for name, value in credentials("admin").items():
         monkeypatch.setenv(f"TRUNKLINE_{name.upper()}", value)
     async with nats_server_with_users() as server:
@@ -81,10 +94,17 @@ async def apply(*arguments: str, told: str = "") -> list[str]:
 
 async def test_new_cluster_gets_all_that_it_needs(nats: NatsServer) -> None:
     wanted = [*ALWAYS, LOG]
-    assert await apply("--dry-run", "shop_app.py", told="4 of them") == [f"missing {name}" for name in wanted]
+    assert await apply("--dry-run", "shop_app.py", told="6 of them") == [f"missing {name}" for name in wanted]
     assert await apply("shop_app.py") == [f"created {name}" for name in wanted]
     assert await apply("shop_app.py") == [f"as wanted {name}" for name in wanted]
     assert await apply("--dry-run", "shop_app.py") == [f"as wanted {name}" for name in wanted]
+
+
+async def test_lifecycle_of_connections(nats: NatsServer, streams: Streams) -> None:
+    write_app("game_app.py", GAME)
+    lines = await apply("game_app.py")
+    assert "created KV_trunkline_resume" in lines
+    assert lines[-1] == "as wanted 2 consumers of trunkline_LIFECYCLE"
 
 
 async def test_what_differs_is_said_and_mended(nats: NatsServer, streams: Streams) -> None:
@@ -120,7 +140,7 @@ async def test_streams_of_running_workers_stay_until_these_are_replaced(nats: Na
     await bus.start()
     bucket = await bus.bucket(Subjects().bucket(BUCKET))
     await bucket.put("shop", before.manifest.encode())
-    write_app("shop_app_2.py", 30)
+    write_app("shop_app_2.py", APP % 30)
     new = "trunkline_LOG_h30_t60_r1"
     assert await apply("shop_app_2.py") == [*(f"as wanted {name}" for name in [*ALWAYS, LOG]), f"created {new}"]
     await bucket.delete("shop")

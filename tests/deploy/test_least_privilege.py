@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 from pydantic import BaseModel
 from tests.support.cluster import Cluster, cluster
+from tests.support.nats import eventually
 from tests.support.users import credentials, nats_server_with_users
 
-from trunkline.app import Channel, Context
+from trunkline.app import Channel, Context, Disconnect
 from trunkline.edge.service import EdgeService
 from trunkline.edge.settings import EdgeSettings
 from trunkline.shared.errors import MissingError
@@ -127,3 +128,31 @@ async def test_outsider_cannot_have_an_answer_sent_where_it_may_not_publish(trun
         await trunkline.publish("room.1", "once")
         heard = await client.receive()
         assert (heard["offset"], heard["data"]) == (1, "once")
+
+
+async def test_connections_come_go_and_come_back() -> None:
+    game = Channel("chat", resume=30)
+    heard: list[str] = []
+
+    @game.on_connected
+    async def came(ctx: Context) -> None:
+        heard.append("connected")
+
+    @game.on_resume
+    async def back(ctx: Context, previous: str) -> None:
+        heard.append("resumed")
+
+    @game.on_disconnect
+    async def gone(ctx: Context, reason: Disconnect) -> None:
+        heard.append("disconnected")
+
+    async with cluster(game, least_privilege=True) as trunkline:
+        other = await trunkline.start_edge()
+        async with trunkline.connect() as client:
+            session = (await client.receive())["session"]
+            await eventually(lambda: heard == ["connected"])
+            await asyncio.gather(trunkline.stop(trunkline.edge), client.closed())
+        async with trunkline.connect(f"/ws/chat?session={session}", edge=other) as client:
+            assert (await client.receive())["resumed"] is True
+            await eventually(lambda: heard == ["connected", "resumed"])
+        await eventually(lambda: heard == ["connected", "resumed", "disconnected"])

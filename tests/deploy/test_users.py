@@ -28,6 +28,9 @@ LOG, _ = of.log_stream("h100_t300_r3")
 EVENTS: Final = of.events_stream
 DEAD: Final = of.dead_stream
 LATER: Final = of.later_stream
+LIFE, _ = of.life_stream
+LIFECYCLE, _ = of.lifecycle_stream
+RESUME: Final = f"KV_{of.bucket('resume')}"
 
 
 class Row(NamedTuple):
@@ -48,7 +51,8 @@ CORE: Final = [
     Row(of.changes("e1"), publish="subscriptions", subscribe="edge"),
     Row(of.presence("room.1"), publish="subscriptions", subscribe="publisher"),
     Row(of.session(7), publish="edge", subscribe="subscriptions"),
-    Row(of.command("e1"), publish="workers subscriptions", subscribe="edge"),
+    Row(of.command("e1"), publish="edge workers subscriptions", subscribe="edge"),
+    Row(of.beat("e1"), publish="edge subscriptions", subscribe="edge subscriptions"),
     Row(f"{of.reply('e1')}.9", publish="workers subscriptions", subscribe="edge"),
     Row(f"{of.handled('e1', 'a')}.0", publish="workers", subscribe="edge"),
     Row(of.edges, publish="workers subscriptions", subscribe="edge subscriptions"),
@@ -76,6 +80,10 @@ STORED: Final = [
     Row(of.later("0123"), publish="workers"),
     Row(of.due("0123")),
     Row(of.dead("chat", "order"), publish="workers"),
+    Row(of.life("e1.c1", "chat"), publish="edge subscriptions"),
+    Row(of.life_of_edge("e1"), publish="edge subscriptions"),
+    Row(of.lifecycle("chat", "connected", "e1.c1"), publish="edge subscriptions"),
+    Row("$KV.trunkline_resume.secret", publish="edge"),
     Row("$KV.trunkline_claims.partition.7", publish="subscriptions"),
     Row("$KV.trunkline_manifest.chat", publish="workers"),
 ]
@@ -133,6 +141,31 @@ API: Final = [
         for operation in (f"STREAM.PURGE.{LATER}", f"STREAM.DELETE.{LATER}", f"CONSUMER.CREATE.{LATER}.due.filter")
     ),
     Row(f"$JS.ACK.{LATER}.due.1.2.3.4.5", publish="workers"),
+    *(
+        Row(f"$JS.API.{operation}", publish="admin")
+        for stream in (LIFE, LIFECYCLE, RESUME)
+        for operation in (
+            f"STREAM.CREATE.{stream}",
+            f"STREAM.UPDATE.{stream}",
+            f"STREAM.DELETE.{stream}",
+            f"STREAM.PURGE.{stream}",
+            f"CONSUMER.CREATE.{stream}.c.filter",
+            f"CONSUMER.DELETE.{stream}.c",
+        )
+    ),
+    Row(f"$JS.API.STREAM.MSG.DELETE.{LIFE}", publish="edge subscriptions admin"),
+    Row(f"$JS.API.STREAM.MSG.DELETE.{LIFECYCLE}", publish="admin"),
+    Row(f"$JS.API.STREAM.MSG.GET.{LIFE}", publish="edge subscriptions admin"),
+    Row(f"$JS.API.DIRECT.GET.{LIFE}", publish="subscriptions admin"),
+    Row(f"$JS.API.STREAM.INFO.{LIFE}", publish="edge subscriptions admin"),
+    Row(f"$JS.API.STREAM.INFO.{LIFECYCLE}", publish="edge workers subscriptions admin"),
+    Row(f"$JS.API.CONSUMER.INFO.{LIFECYCLE}.chat_disconnected", publish="workers admin"),
+    Row(f"$JS.API.CONSUMER.MSG.NEXT.{LIFECYCLE}.chat_disconnected", publish="workers admin"),
+    Row(f"$JS.ACK.{LIFECYCLE}.chat_disconnected.1.2.3.4.5", publish="workers"),
+    Row(f"$JS.API.STREAM.INFO.{RESUME}", publish="edge admin"),
+    Row(f"$JS.API.STREAM.MSG.GET.{RESUME}", publish="admin"),
+    Row(f"$JS.API.DIRECT.GET.{RESUME}", publish="admin"),
+    Row(f"$JS.API.DIRECT.GET.{RESUME}.$KV.trunkline_resume.secret", publish="edge admin"),
     Row("$JS.API.STREAM.NAMES", publish="admin"),
     Row("$JS.API.STREAM.LIST", publish="admin"),
     *(

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from tests.support.nats import NatsServer, nats_server
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
-from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, NULL, Life, Register, Registered, decode_event
+from trunkline.shared.lifecycle import (
+    CONNECTED,
+    DISCONNECTED,
+    NULL,
+    RESUMED,
+    RESUMING,
+    Life,
+    Register,
+    Registered,
+    decode_event,
+)
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import FencedError, Streams
 from trunkline.shared.subjects import Subjects
@@ -106,7 +119,7 @@ async def registered(world: World) -> Registered | None:
 async def test_an_end_is_told_and_leaves_nothing_in_the_register(world: World) -> None:
     life, sequence = await open_one(world)
     assert await world.register.connections(EDGE) == {CONNECTION: "chat"}
-    await world.register.tell(CONNECTED, CONNECTION, "chat", life)
+    await world.register.tell(Registered(CONNECTION, "chat", sequence, life), CONNECTED)
     await world.register.end(CONNECTION, "chat", life.ended(4000, "bye", 5.0), sequence, own=True, told=True)
     assert await world.events() == [(CONNECTED, ""), (DISCONNECTED, "bye")]
     assert await registered(world) is None
@@ -135,7 +148,7 @@ async def test_what_consumers_get(world: World) -> None:
 
 
 async def test_what_a_connection_does_not_have_is_left_out(world: World) -> None:
-    await world.register.tell(CONNECTED, CONNECTION, "chat", Life(1, CONNECTED, 1.0))
+    await world.register.tell(Registered(CONNECTION, "chat", 1, Life(1, CONNECTED, time.time())), CONNECTED)
     entry = await world.streams.last(SUBJECTS.lifecycle_stream[0], "trunkline.lifecycle.chat.connected.e1.c1")
     assert entry is not None
     assert decode_event(entry.data).state == decode_event(entry.data).claims == NULL
@@ -202,7 +215,7 @@ async def test_what_comes_late_changes_nothing(world: World) -> None:
     life, sequence = await open_one(world)
     await world.register.end(CONNECTION, "chat", life.lost(), sequence, own=False)
     await world.register.end(CONNECTION, "chat", life.ended(1000, "late", 9.0), sequence, own=True)
-    await world.register.tell(CONNECTED, CONNECTION, "chat", life)
+    await world.register.tell(Registered(CONNECTION, "chat", sequence, life), CONNECTED)
     with pytest.raises(FencedError):
         await world.register.renew(CONNECTION, "chat", life, sequence)
     assert await world.events() == [(CONNECTED, ""), (DISCONNECTED, "edge lost")]
@@ -257,3 +270,91 @@ async def test_without_streams_everything_is_unavailable() -> None:
         assert refused.value.code == "unavailable"
         world.streams.stop()
         await world.bus.stop()
+
+
+# ------------------------------------------------------------------ taking over
+
+
+async def resumable(world: World) -> Registered:
+    life = msgspec.structs.replace(opened(), nonce="nonce", grace_s=30.0, topics=("room.1",))
+    return Registered(CONNECTION, "chat", await world.register.open(CONNECTION, "chat", life), life)
+
+
+def successor_of(old: Registered) -> Life:
+    return msgspec.structs.replace(
+        old.life, phase=RESUMING, nonce="next", resumes=1, resumed_at=time.time(), previous=old.connection_id, is_new=False
+    )
+
+
+async def come_back(register: Register, old: Registered) -> bool:
+    """What an edge does for a client that comes from another one."""
+    life = successor_of(old)
+    new = Registered("e2.c2", "chat", await register.open("e2.c2", "chat", life), life)
+    taken = await register.take_over(old, new)
+    if taken is None:
+        await register.drop(new)
+        return False
+    await register.finish(taken[1])
+    return True
+
+
+async def bury_all(world: World) -> None:
+    """Both edges are dead, and no grace is left."""
+    for _ in range(4):
+        for edge_id in ("e2", "e1"):
+            for found in await world.register.read(edge_id):
+                await world.register.settle(found)
+    assert await world.register.read("e1") == await world.register.read("e2") == []
+
+
+async def test_taking_over(world: World) -> None:
+    old = await resumable(world)
+    assert await come_back(world.register, old)
+    assert await world.register.connections("e1") == {}
+    (new,) = await world.register.read("e2")
+    assert (new.life.phase, new.life.topics) == (CONNECTED, ("room.1",))
+    assert await world.events() == [(RESUMED, "")]
+
+
+async def test_who_comes_too_late_takes_nothing_over(world: World) -> None:
+    old = await resumable(world)
+    await world.register.end(CONNECTION, "chat", old.life.lost(), old.sequence, own=False)
+    assert not await come_back(world.register, old)
+    assert await world.register.connections("e2") == {}
+    assert await world.events() == [(CONNECTED, ""), (DISCONNECTED, "edge lost")]
+
+
+async def test_the_old_edge_finds_that_its_connection_was_taken_over(world: World) -> None:
+    """Its grace ends at the same moment: one of both wins."""
+    old = await resumable(world)
+    assert await come_back(world.register, old)
+    await world.register.end(CONNECTION, "chat", old.life.ended(1006, "", 5.0), old.sequence, own=True)
+    assert await world.events() == [(RESUMED, "")]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("dies_at", range(1, 9))
+async def test_the_new_edge_may_die_between_any_two_steps(world: World, dies_at: int, after: bool) -> None:
+    """Whatever it had done: the connection is resumed and ends once, or ends without having been resumed."""
+    old = await resumable(world)
+    mortal = world.user_of(MortalStreams(world.streams, dies_at, after=after))
+    with contextlib.suppress(Died):
+        await come_back(mortal, old)
+    await bury_all(world)
+    events = Counter([event for event, _ in await world.events()])
+    assert events in ({CONNECTED: 1, DISCONNECTED: 1}, {RESUMED: 1, DISCONNECTED: 1})
+
+
+async def test_a_step_that_comes_after_the_burial_of_its_edge_changes_nothing(world: World) -> None:
+    """The new edge was killed while its decisive append was under way."""
+    old = await resumable(world)
+    life = successor_of(old)
+    new = Registered("e2.c2", "chat", await world.register.open("e2.c2", "chat", life), life)
+    await world.register.settle(new)
+    assert await world.register.connections("e2") == {}
+    assert await world.register.take_over(old, new) is None
+    found = await registered(world)
+    assert found is not None
+    assert found.life.phase == CONNECTED
+    await bury_all(world)
+    assert await world.events() == [(CONNECTED, ""), (DISCONNECTED, "edge lost")]

@@ -196,3 +196,16 @@ async def test_what_a_dead_edge_wrote_late_is_found_as_well(nats: NatsServer) ->
         one.undertaker.look_again()
         await one.until_buried("e")
         assert await one.disconnected() == ["e.c0", "e.late"]
+
+
+async def test_who_may_come_back_is_given_the_time_for_it(nats: NatsServer) -> None:
+    async with running(nats) as one:
+        await one.edge("e", 2)
+        life = Life(1, CONNECTED, time.time(), grace_s=3.0, nonce="nonce")
+        await one.register.open("e.away", "chat", life)
+        async with asyncio.timeout(10.0):
+            while len(await one.disconnected()) < 2:
+                await asyncio.sleep(0.02)
+        assert await one.register.connections("e") == {"e.away": "chat"}
+        await one.until_buried("e")
+        assert await one.disconnected() == ["e.away", "e.c0", "e.c1"]

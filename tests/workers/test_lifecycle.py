@@ -13,7 +13,7 @@ from tests.support.nats import NatsServer, eventually, nats_server
 
 from trunkline.app import Channel, Context, Disconnect, Reject
 from trunkline.shared.bus import Bus
-from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, Life, Register
+from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, Life, Register, Registered
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
@@ -34,8 +34,8 @@ class Edge:
 
     async def tell(self, connection_id: str, **what: Any) -> None:
         life = Life(1, CONNECTED, time.time(), **what)
-        await self.register.tell(CONNECTED, connection_id, "chat", life)
-        await self.register.tell(DISCONNECTED, connection_id, "chat", life.ended(1000, "bye", time.time()))
+        ended = life.ended(1000, "bye", time.time())
+        await self.register.tell(Registered(connection_id, "chat", 1, ended), CONNECTED, DISCONNECTED)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from trunkline.shared.bus import Bus
 from trunkline.shared.declaring import bucket_stream, reconcile
 from trunkline.shared.event_log import Pools, declare_consumers
 from trunkline.shared.later import LEAST_SERVER, due_consumer, later_stream
+from trunkline.shared.lifecycle import RESUME_BUCKET, lifecycle_consumers, lifecycle_streams
 from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Drift, Stream, Streams
@@ -33,7 +34,7 @@ ROLE: Final = "admin"
 CONNECT_TIMEOUT_S: Final = 30.0
 ANSWER_TIMEOUT_S: Final = 10.0
 """A stream with replicas is there when the nodes have agreed."""
-OPTIONS: Final = (*NATS_OPTIONS, "prefix", "bucket_replicas", "replicas", "ttl_s")
+OPTIONS: Final = (*NATS_OPTIONS, "prefix", "bucket_replicas", "replicas", "ttl_s", "lifecycle_s")
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="markdown", no_args_is_help=True)
 
@@ -86,9 +87,12 @@ def wanted_streams(
     namespaces.replace(manifests)
     workers = WorkerSettings.load()
     events = workers.event_log.streams(subjects) if Pools.of(manifests).durable else []
+    has_resume = any(manifest.resume_s for manifest in manifests)
     return [
         bucket_stream(subjects.bucket(BUCKET), settings.bucket_replicas),
         *([later_stream(subjects, workers.event_replicas)] if later else []),
+        *lifecycle_streams(subjects, settings.bucket_replicas, settings.lifecycle_s),
+        *([bucket_stream(subjects.bucket(RESUME_BUCKET), settings.bucket_replicas)] if has_resume else []),
         # Milliseconds: see `claims_stream`.
         *declared_streams(subjects, namespaces.logged(), settings.replicas, first_sequence=int(time.time() * 1000)),
         *events,
@@ -112,6 +116,14 @@ async def apply_to(settings: SubscriptionSettings, manifests: Sequence[Manifest]
         if consumers and not dry_run:
             await declare_consumers(streams, consumers)
             typer.echo(f"as wanted  {len(consumers)} consumers of {subjects.events_stream}")
+        told = [
+            consumer
+            for manifest in manifests
+            for consumer in lifecycle_consumers(subjects, manifest.channel, manifest.lifecycle_handlers)
+        ]
+        if told and not dry_run:
+            await declare_consumers(streams, told)
+            typer.echo(f"as wanted  {len(told)} consumers of {subjects.lifecycle_stream[0]}")
         every_log = subjects.log_stream("any")[1].replace(".any.", ".*.")
         for name in sorted(set(await streams.names(every_log)) - {stream.name for stream in wanted}):
             typer.echo(f"unused     {name}: no channel asks for it any more; its content goes with `nats stream rm {name}`")

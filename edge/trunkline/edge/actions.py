@@ -85,6 +85,8 @@ class OwnActions:
     async def _unsubscribe(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:
         topic = _text(fields, "topic")
         self._subscribing.unsubscribe(connection, topic)
+        if connection.resumable is not None:
+            await self._subscribing.save(connection)
         connection.write(connection.adapter.reply_fields(incoming, {"topic": topic}))
 
     async def _publish(self, connection: Connection, incoming: Incoming, fields: Fields) -> None:

@@ -40,6 +40,8 @@ class Commands:
         self._answerer = answerer
         self._tasks = tasks
         self._expire = expire
+        self.on_moved: Callable[[Connection], None] = lambda connection: None
+        """Called with a connection that another edge has taken over."""
 
     def receive(self, message: Message) -> None:
         """Takes a batch of commands."""
@@ -74,10 +76,17 @@ class Commands:
                 connection.close(command.code, command.reason)
             case wire.Unsubscribe():
                 self._subscribing.unsubscribe(connection, command.topic)
+                if connection.resumable is not None:
+                    self._tasks.start(self._save(connection), "save a subscription")
                 error = TrunklineError(ErrorCode.FORBIDDEN, "the server ended this subscription")
                 connection.write(connection.adapter.unsubscribed(command.topic, error))
+            case wire.Moved():
+                self.on_moved(connection)
             case wire.Refresh():
                 self._expire(connection, command.expires_at)
+
+    async def _save(self, connection: Connection) -> None:
+        await self._subscribing.save(connection)
 
     async def _subscribe(self, reply: str, request_id: int, connection: Connection, command: wire.Subscribe) -> None:
         topic = command.topic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from trunkline.edge.auth import Identity
@@ -12,13 +13,48 @@ from trunkline.edge.socket import Socket
 from trunkline.shared.errors import CloseCode
 from trunkline.shared.metrics import drops
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "Resumable"]
 
 EARLY_BYTES: Final = 65_536
 """What may be sent to a connection that is not open yet, by its `on_connect`."""
 
 _slow = drops.labels("edge", "too much before the connection was open")
 _after_close = drops.labels("edge", "frame after close")
+
+
+class Resumable:
+    """What makes a connection one that can be resumed."""
+
+    __slots__ = (
+        "grace_s",
+        "held",
+        "idle",
+        "is_resumed",
+        "nonce",
+        "previous",
+        "resumed_at",
+        "resumes",
+        "suspended",
+        "timer",
+    )
+
+    def __init__(self, nonce: str, grace_s: float) -> None:
+        self.nonce = nonce
+        """Who knows it may resume the connection, once."""
+        self.grace_s = grace_s
+        self.resumes = 0
+        self.resumed_at = 0.0
+        self.previous: str | None = None
+        """The connection's id before it was resumed last."""
+        self.is_resumed: bool | None = None
+        """Whether the client has come back with this socket. None: it came without a session."""
+        self.held: set[str] = set()
+        """Topics that it is subscribed to, and hears nothing of until the client has told its position."""
+        self.suspended: Callable[[int, str], None] | None = None
+        """Without a socket: ends the connection."""
+        self.timer: asyncio.TimerHandle | None = None
+        self.idle: asyncio.Future[None] | None = None
+        """Done when the last socket has nothing under way any more."""
 
 
 class Connection:
@@ -38,6 +74,8 @@ class Connection:
         "id",
         "identity",
         "limits",
+        "resumable",
+        "session",
         "socket",
         "state",
         "subscribing",
@@ -53,6 +91,8 @@ class Connection:
         """Whether the client has shown, by subprotocol or first message, that it speaks this encoding."""
         self.limits: Limits | None = None
         self.socket: Socket | None = None
+        self.resumable: Resumable | None = None
+        """Of a connection that can be resumed."""
         self.state = b""
         self.topics: set[str] = set()
         self.subscribing: set[str] = set()
@@ -92,8 +132,10 @@ class Connection:
             self._early_bytes += len(frames)
 
     def close(self, code: int, reason: str) -> None:
-        """Closes the socket, at the latest when there is one."""
-        if self.socket is not None:
+        """Closes the socket, at the latest when there is one. A connection whose client may come back ends now."""
+        if self.resumable is not None and self.resumable.suspended is not None:
+            self.resumable.suspended(code, reason)
+        elif self.socket is not None:
             self.socket.close(code, reason)
         elif self._early_close is None:
             self._early_close = (code, reason)

@@ -7,7 +7,7 @@ stateless, and lets TCP hold back a client that sends faster than its handlers a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from trunkline.edge.protocols.plain import JSON, MSGPACK
 from trunkline.edge.rate import Limits, Rates
 from trunkline.edge.sessions import Sessions
 from trunkline.edge.socket import Socket
+from trunkline.shared import wire
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.manifest import ActionEntry
 from trunkline.shared.tasks import Tasks
@@ -38,7 +39,10 @@ errors = Counter("trunkline_error_frames_total", "Error frames to clients.", ["c
 
 
 class Dispatcher:
-    """Handles the messages of all connections of an edge."""
+    """Handles the messages of all connections of an edge.
+
+    `save` writes down the new state of a connection that can be resumed, before its client sees the reply.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Dispatcher:
         sessions: Sessions,
         actions: OwnActions,
         rates: Rates,
+        save: Callable[[Connection], Awaitable[None]],
         tasks: Tasks,
         timeout_s: float,
     ) -> None:
@@ -58,6 +63,7 @@ class Dispatcher:
         self._tasks = tasks
         self._actions = actions
         self._rates = rates
+        self._save = save
         self._timeout_s = timeout_s
 
     async def run(self, connection: Connection, socket: Socket) -> None:
@@ -125,12 +131,15 @@ class Dispatcher:
             connection.concurrent += 1
             future.add_done_callback(partial(self._finish_concurrent, connection, incoming))
         else:
-            self._reply(connection, incoming, await future)
+            result = self._calls.settle(connection, await future)
+            if connection.resumable is not None and result.state is not None:
+                await self._save(connection)
+            self._reply(connection, incoming, result)
 
     async def _log(self, connection: Connection, incoming: Incoming, route: ActionEntry, timeout_s: float) -> None:
         work = self._events.handle(connection, incoming, route, timeout_s)
         if not route.concurrent or connection.concurrent >= CONCURRENT_CALLS:
-            _write(connection, await work)
+            await self._write(connection, work)
             return
         connection.concurrent += 1
         self._tasks.start(self._log_concurrently(connection, incoming, work), "log a message")
@@ -140,15 +149,21 @@ class Dispatcher:
         self, connection: Connection, incoming: Incoming, work: Coroutine[Any, Any, bytes | None]
     ) -> None:
         try:
-            _write(connection, await work)
+            await self._write(connection, work)
         except TrunklineError as error:
             errors.labels(_label(error)).inc()
             connection.write(connection.adapter.error(incoming, error))
         finally:
             connection.concurrent -= 1
 
-    def _reply(self, connection: Connection, incoming: Incoming, answer: msgspec.Raw) -> None:
-        result = self._calls.settle(connection, answer)
+    async def _write(self, connection: Connection, work: Coroutine[Any, Any, bytes | None]) -> None:
+        frame = await work
+        if connection.resumable is not None:
+            await self._save(connection)
+        if frame is not None:
+            connection.write(frame)
+
+    def _reply(self, connection: Connection, incoming: Incoming, result: wire.CallResult) -> None:
         if result.payload is not None or incoming.id is not None:
             connection.write(connection.adapter.reply(incoming, result.payload))
 
@@ -158,17 +173,20 @@ class Dispatcher:
             return
         failure = future.exception()
         if failure is None:
-            self._reply(connection, incoming, future.result())
+            result = self._calls.settle(connection, future.result())
+            if connection.resumable is None or result.state is None:
+                self._reply(connection, incoming, result)
+            else:
+                self._tasks.start(self._save_and_reply(connection, incoming, result), "reply")
         elif isinstance(failure, TrunklineError):
             errors.labels(_label(failure)).inc()
             connection.write(connection.adapter.error(incoming, failure))
         else:
             raise failure
 
-
-def _write(connection: Connection, frame: bytes | None) -> None:
-    if frame is not None:
-        connection.write(frame)
+    async def _save_and_reply(self, connection: Connection, incoming: Incoming, result: wire.CallResult) -> None:
+        await self._save(connection)
+        self._reply(connection, incoming, result)
 
 
 _CODES: Final = frozenset(code.code for code in ErrorCode)

@@ -38,12 +38,14 @@ _decode_fan = msgspec.msgpack.Decoder(wire.Fan).decode
 class Audience:
     """A topic on this edge: its sequence, its subscribers by adapter, and what they have not been written yet."""
 
-    __slots__ = ("attaching", "attendance", "catching_up", "repairing", "sequence", "subscribers", "told")
+    __slots__ = ("attaching", "attendance", "catching_up", "held", "repairing", "sequence", "subscribers", "told")
 
     def __init__(self, name: str) -> None:
         self.sequence = EdgeTopic(name)
         self.subscribers: dict[Adapter, set[Connection]] = {}
         self.told: list[Publication | Lost] = []
+        self.held: set[Connection] | None = None
+        """Connections that are subscribed and hear nothing yet: their clients may come back, with their positions."""
         self.attaching: asyncio.Future[None] | None = None
         """The first attach, while it is under way; all who want the topic wait for this one."""
         self.repairing = asyncio.Lock()
@@ -99,6 +101,7 @@ class Hub:
 
         The caller writes the reply before it gives up control: no flush can come between.
         """
+        _release(connection, audience)
         first = audience.told[0] if audience.told else None
         if not at_top and not audience.subscribers and not audience.catching_up and isinstance(first, Publication):
             audience.subscribers[connection.adapter] = {connection}
@@ -108,6 +111,20 @@ class Hub:
         audience.subscribers.setdefault(connection.adapter, set()).add(connection)
         connection.topics.add(audience.sequence.name)
         return audience.sequence.position
+
+    def hold(self, connection: Connection, audience: Audience) -> None:
+        """Lets a connection that can be resumed keep, or have, a subscription without hearing anything of it."""
+        members = audience.subscribers.get(connection.adapter)
+        if members is not None:
+            members.discard(connection)
+            if not members:
+                del audience.subscribers[connection.adapter]
+        if audience.attendance is not None:
+            audience.attendance.unwatch(connection)
+        if audience.held is None:
+            audience.held = set()
+        audience.held.add(connection)
+        connection.topics.add(audience.sequence.name)
 
     def begin_catching_up(self, audience: Audience) -> list[Publication | Lost]:
         """Returns a list that gets what the topic's subscribers are told from now on, until `end_catching_up`."""
@@ -134,12 +151,14 @@ class Hub:
                 del audience.subscribers[connection.adapter]
         if audience.attendance is not None:
             self.on_left(audience.attendance, connection)
+        _release(connection, audience)
         return self.drop_if_unused(audience)
 
     def drop_if_unused(self, audience: Audience) -> bool:
         """Forgets a topic that nobody hears and nobody waits for. Returns whether it did."""
         if (
             audience.subscribers
+            or audience.held
             or audience.catching_up
             or audience.attaching is not None
             or self.topics.get(audience.sequence.name) is not audience
@@ -234,3 +253,10 @@ def _with_markers(
             yield connection.adapter.skipped(topic, each.offset)
         else:
             yield part
+
+
+def _release(connection: Connection, audience: Audience) -> None:
+    if audience.held is not None:
+        audience.held.discard(connection)
+        if not audience.held:
+            audience.held = None

@@ -27,7 +27,7 @@ from trunkline.edge.socket import ABNORMAL
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
-from trunkline.shared.lifecycle import CONNECTED, Life, Register
+from trunkline.shared.lifecycle import CONNECTED, RESUMED, RESUMING, Life, Register, Registered
 from trunkline.shared.logs import get_logger
 from trunkline.shared.manifest import Manifest
 from trunkline.shared.metrics import drops
@@ -61,7 +61,18 @@ _decode_beat = msgspec.msgpack.Decoder(wire.EdgeBeat).decode
 class _Known:
     """A connection that is, or may be, in the register."""
 
-    __slots__ = ("channel", "connection", "id", "is_queued", "is_told", "life", "sequence")
+    __slots__ = (
+        "channel",
+        "connection",
+        "id",
+        "is_queued",
+        "is_told",
+        "life",
+        "resumes_told",
+        "saving",
+        "sequence",
+        "taken_over",
+    )
 
     def __init__(self, connection: Connection, life: Life) -> None:
         self.id = connection.id
@@ -74,6 +85,11 @@ class _Known:
         self.is_told = False
         """Whether the feed has told that it is connected."""
         self.is_queued = False
+        self.resumes_told = 0
+        self.taken_over: Registered | None = None
+        """The connection in whose place it is, until that is finished."""
+        self.saving = asyncio.Lock()
+        """Each append expects the last one."""
 
 
 class Lifecycle:
@@ -86,6 +102,8 @@ class Lifecycle:
         self._edge_id = edge_id
         self._beat_subject = subjects.beat(edge_id)
         self._known: dict[str, _Known] = {}
+        self._coming: set[str] = set()
+        """Connections that are about to take others over."""
         self._due: deque[_Known] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -122,7 +140,8 @@ class Lifecycle:
             log.warning("ends of connections are left to the subscription service", connections=len(self._known))
         elif self._mark:
             with contextlib.suppress(TrunklineError):  # then it is found without connections, and forgotten
-                await self._register.unmark(self._mark)
+                if not await self._register.connections(self._edge_id):
+                    await self._register.unmark(self._mark)
         self.beat(leaving=True)
 
     def beat(self, *, leaving: bool = False) -> None:
@@ -160,8 +179,7 @@ class Lifecycle:
         """Writes a connection down that its channel has accepted. If this raises, its end has been seen to, too."""
         if not manifest.lifecycle:
             return
-        identity = connection.identity
-        life = Life(wire.VERSION, CONNECTED, time.time(), identity.user, identity.claims, connection.state)
+        life = _as_it_is(connection, Life(wire.VERSION, CONNECTED, time.time()))
         known = self._known[connection.id] = _Known(connection, life)
         try:
             await self.prepare(manifest)
@@ -171,10 +189,65 @@ class Lifecycle:
             raise
 
     def opened(self, connection: Connection) -> None:
-        """Tells that a connection is open."""
+        """Tells that a connection is open, or open again."""
         known = self._known.get(connection.id)
         if known is not None:
             self._queue(known)
+
+    async def take_over(self, old: Registered, connection: Connection) -> bool:
+        """Writes a new connection down in place of another one, of any edge. Returns False if that has changed or ended.
+
+        Raises `TrunklineError`; then it is unknown, and the next audit finds out.
+        """
+        life = msgspec.structs.replace(_as_it_is(connection, old.life), phase=RESUMING, successor=None, is_new=False)
+        known = _Known(connection, life)
+        self._coming.add(known.id)
+        try:
+            sequence = await self._register.open(known.id, known.channel, life)
+            written = Registered(known.id, known.channel, sequence, life)
+            taken = await self._register.take_over(old, written)
+            if taken is None:
+                await self._register.drop(written)
+                return False
+            written, known.taken_over = taken
+            known.life, known.sequence = written.life, written.sequence
+            self._known[known.id] = known
+            self._queue(known)
+        except TrunklineError:
+            self._suspicious.set()
+            raise
+        finally:
+            self._coming.discard(known.id)
+        return True
+
+    async def save(self, connection: Connection, *, strict: bool = False) -> None:
+        """Writes down what has changed of a connection that can be resumed, before its client hears of it.
+
+        If the broker does not answer, it is repeated later; with `strict`, it raises `TrunklineError`. A connection that has
+        been ended or taken over is closed.
+        """
+        known = self._known.get(connection.id)
+        if known is None or connection.resumable is None:
+            return
+        try:
+            await self._save(known)
+        except TrunklineError:
+            if strict:
+                raise
+            self._queue(known)
+
+    async def _save(self, known: _Known) -> None:
+        async with known.saving:
+            connection = known.connection
+            if connection is None or connection.resumable is None:
+                return
+            life = _as_it_is(connection, known.life)
+            if life != known.life:
+                await self._renew(known, life)
+
+    def leave(self, connection: Connection) -> None:
+        """Leaves a connection to whoever takes it over, or to the subscription service."""
+        self._known.pop(connection.id, None)
 
     def ended(self, connection: Connection, code: int, reason: str) -> None:
         """Writes the end of a connection down, soon. Does nothing for one that was never written down, or was ended."""
@@ -231,12 +304,24 @@ class Lifecycle:
                 await self._register.declare()
 
     async def _write(self, known: _Known) -> None:
+        if known.taken_over is not None:
+            await self._register.finish(known.taken_over)
+            known.taken_over = None
         if known.connection is not None:
-            await self._register.tell(CONNECTED, known.id, known.channel, known.life)
+            await self._save(known)
+        if known.connection is not None:
+            life = known.life
+            registered = Registered(known.id, known.channel, known.sequence, life)
+            if not known.is_told and life.is_new:
+                await self._register.tell(registered, CONNECTED)
             known.is_told = True
+            if life.resumes > known.resumes_told:
+                await self._register.tell(registered, RESUMED)
+                known.resumes_told = life.resumes
         # It may have ended meanwhile, and was queued again then: once more here is harmless and sooner.
         if known.connection is None and self._known.get(known.id) is known:
-            await self._register.end(known.id, known.channel, known.life, known.sequence, own=True, told=known.is_told)
+            told = known.is_told and known.resumes_told == known.life.resumes
+            await self._register.end(known.id, known.channel, known.life, known.sequence, own=True, told=told)
             self._known.pop(known.id, None)
 
     # ------------------------------------------------------------------ audits
@@ -276,26 +361,52 @@ class Lifecycle:
 
     async def _confirm(self, known: _Known) -> None:
         """Writes an entry that seems to be missing anew, which only works if it is not."""
-        try:
-            known.sequence = await self._register.renew(known.id, known.channel, known.life, known.sequence)
-        except FencedError:
-            found = await self._register.find(known.id, known.channel)
-            if found is not None and found.life.phase == CONNECTED:
+        async with known.saving:
+            if known.connection is not None:
+                await self._renew(known, known.life)
+
+    async def _renew(self, known: _Known, life: Life) -> None:
+        while True:
+            try:
+                known.sequence = await self._register.renew(known.id, known.channel, life, known.sequence)
+            except FencedError:
+                found = await self._register.find(known.id, known.channel)
+                if found is None or found.life.phase != CONNECTED:
+                    self._overrule(known)
+                    return
                 known.sequence = found.sequence  # written by us, without our having heard of it
+            else:
+                known.life = life
                 return
-            connection, known.connection = known.connection, None
-            self._known.pop(known.id, None)
-            if connection is not None:
-                overruled.inc()
-                log.warning("a connection was ended while this edge was not heard", connection_id=known.id)
-                connection.close(CloseCode.RECONNECT, "this edge was not heard for too long: reconnect")
+
+    def _overrule(self, known: _Known) -> None:
+        connection, known.connection = known.connection, None
+        self._known.pop(known.id, None)
+        if connection is not None:
+            overruled.inc()
+            log.warning("a connection was ended or taken over by others", connection_id=known.id)
+            connection.close(CloseCode.RECONNECT, "this connection was ended elsewhere: reconnect")
 
     async def _end_left(self, connection_id: str, channel: str) -> None:
-        """Ends what only the register knows: it belongs to a process that had this edge's id before, or was dropped."""
+        """Ends what only the register knows: it belongs to a process that had this edge's id before, or was dropped, or it
+        was to take another one over."""
         found = await self._register.find(connection_id, channel)
-        if found is None or connection_id in self._known:
-            return
-        if found.life.phase == CONNECTED:
-            await self._register.end(connection_id, channel, found.life.lost(), found.sequence, own=True)
-        else:
-            await self._register.finish(found)
+        if found is not None and connection_id not in self._known and connection_id not in self._coming:
+            await self._register.settle(found)
+
+
+def _as_it_is(connection: Connection, life: Life) -> Life:
+    """Returns an entry with what a connection is now."""
+    identity, resumable = connection.identity, connection.resumable
+    life = msgspec.structs.replace(life, user=identity.user, claims=identity.claims, state=connection.state)
+    if resumable is None:
+        return life
+    return msgspec.structs.replace(
+        life,
+        grace_s=resumable.grace_s,
+        nonce=resumable.nonce,
+        topics=tuple(sorted(connection.topics | connection.subscribing)),
+        resumes=resumable.resumes,
+        resumed_at=resumable.resumed_at,
+        previous=resumable.previous,
+    )

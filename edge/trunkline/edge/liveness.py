@@ -29,7 +29,8 @@ class Liveness:
         self._loop = asyncio.get_running_loop()
 
     def add(self, connection: Connection) -> None:
-        """Begins to watch an open connection."""
+        """Begins to watch an open connection, or its new socket."""
+        self.remove(connection)
         self._next_add = (self._next_add + 1) % len(self._slots)
         self._slots[self._next_add].add(connection)
         self._slot_of[connection] = self._next_add

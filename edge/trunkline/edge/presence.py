@@ -78,6 +78,8 @@ class Presence:
             for connections in audience.subscribers.values():
                 for connection in connections:
                     attendance.join(Member(connection.id, connection.identity.user))
+            for connection in audience.held or ():
+                attendance.join(Member(connection.id, connection.identity.user))
         if not answer.members_known:
             attendance.tell_all()
         self._schedule(attendance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -11,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import Counter
 
-from trunkline.edge.auth import Authenticator, origin_allowed, token_of
+from trunkline.edge.auth import Authenticator, Identity, origin_allowed, token_of
 from trunkline.edge.calls import Calls
 from trunkline.edge.connection import Connection
 from trunkline.edge.dispatch import Dispatcher
@@ -21,6 +22,7 @@ from trunkline.edge.liveness import Liveness
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.plain import JSON, MSGPACK
 from trunkline.edge.rate import Rates
+from trunkline.edge.resuming import Resuming
 from trunkline.edge.sessions import Sessions
 from trunkline.edge.settings import EdgeSettings
 from trunkline.edge.socket import ABNORMAL, Socket, SocketClosed
@@ -50,6 +52,8 @@ STATUS: Final = {
     ErrorCode.INTERNAL.code: 500,
 }
 """HTTP status of a refusal before the upgrade; a handler's own code is 403."""
+SECRETS: Final = frozenset({"token", "session"})
+"""Query parameters that handlers do not see."""
 PASSED_HEADERS: Final = ("User-Agent", "Accept-Language", "X-Forwarded-For", "X-Request-Id")
 
 accepted = Counter("trunkline_connections_accepted_total", "Connections that were opened.")
@@ -76,6 +80,7 @@ class Server:
         liveness: Liveness,
         lifecycle: Lifecycle,
         sessions: Sessions,
+        resuming: Resuming,
         tasks: Tasks,
         readiness: Readiness,
     ) -> None:
@@ -91,6 +96,7 @@ class Server:
         self._liveness = liveness
         self._lifecycle = lifecycle
         self._sessions = sessions
+        self._resuming = resuming
         self._tasks = tasks
         self._asked: set[object] = set()
         self._first_seen: dict[object, float] = {}
@@ -172,19 +178,29 @@ class Server:
         socket: Socket | None = None
         try:
             await response.prepare(request)
-            socket = await self._run(request, connection, response)
+            socket = self._open(request, connection, response)
+            await self._serve(connection, socket)
         except ConnectionError:
             # on_connect has accepted the client, which has left meanwhile: it is disconnected like any other.
             left_early.inc()
         finally:
-            self._liveness.remove(connection)
-            self._subscribing.forget(connection)
-            code, reason = (ABNORMAL, "") if socket is None else (socket.close_code, socket.close_reason)
-            self._lifecycle.ended(connection, code, reason)
-            self._sessions.ended(connection, code, reason)
+            self._end(connection, socket)
         if socket is not None:
             await socket.wait_closed()
         return response
+
+    def _end(self, connection: Connection, socket: Socket | None) -> None:
+        """A socket has ended, or was never opened: its connection ends, or waits for its client, or has another one."""
+        if connection.socket is not socket:
+            return
+        self._liveness.remove(connection)
+        code, reason = (ABNORMAL, "") if socket is None else (socket.close_code or ABNORMAL, socket.close_reason)
+        if self._hub.connections.get(connection.id) is connection and self._resuming.keeps(connection, code):
+            self._resuming.suspend(connection, code, reason)
+        else:
+            self._subscribing.forget(connection)
+            self._lifecycle.ended(connection, code, reason)
+            self._sessions.ended(connection, code, reason)
 
     async def _admit(self, request: web.Request) -> tuple[Connection, web.WebSocketResponse]:
         """Decides whether a client may connect. Raises the `TrunklineError` that refuses it."""
@@ -215,15 +231,37 @@ class Server:
         )
         chosen = _chosen_subprotocol(request, offered)
         msgpack = chosen == MSGPACK_SUBPROTOCOL or request.query.get("encoding") == "msgpack"
-        connection = Connection(
-            f"{self._edge_id}.{secrets.token_hex(8)}",
-            channel,
-            identity,
-            MSGPACK if msgpack else JSON,
-            msgpack or chosen == JSON_SUBPROTOCOL,
-        )
-        connection.limits = self._rates.new(manifest.rate)
+
+        def make() -> Connection:
+            connection = Connection(
+                f"{self._edge_id}.{secrets.token_hex(8)}",
+                channel,
+                identity,
+                MSGPACK if msgpack else JSON,
+                msgpack or chosen == JSON_SUBPROTOCOL,
+            )
+            connection.limits = self._rates.new(manifest.rate)
+            return connection
+
         await self._lifecycle.prepare(manifest)
+        return await self._resumed(request, identity, manifest, make) or await self._new(request, manifest, make), response
+
+    async def _resumed(
+        self, request: web.Request, identity: Identity, manifest: Manifest, make: Callable[[], Connection]
+    ) -> Connection | None:
+        session = request.query.get("session")
+        if session is None or not manifest.resume_s:
+            return None
+        connection = await self._resuming.resume(session, identity, manifest, make)
+        if connection is not None:
+            fresh = make()
+            connection.adapter, connection.adapter_settled = fresh.adapter, fresh.adapter_settled
+        return connection
+
+    async def _new(self, request: web.Request, manifest: Manifest, make: Callable[[], Connection]) -> Connection:
+        await self._resuming.prepare(manifest)
+        connection = make()
+        self._resuming.begin(connection, manifest, is_resumed=False if "session" in request.query else None)
         self._hub.add(connection)
         try:
             await self._ask_to_connect(request, connection, manifest)
@@ -234,7 +272,7 @@ class Server:
             self._subscribing.forget(connection)
             self._sessions.ended(connection, ABNORMAL, "not opened")
             raise
-        return connection, response
+        return connection
 
     async def _ask_to_connect(self, request: web.Request, connection: Connection, manifest: Manifest) -> None:
         if manifest.connect:
@@ -248,21 +286,29 @@ class Server:
             timeout_s = self._settings.call_timeout_s
             await self._calls.run(connection, "connect", "$connect", payload, timeout_s, pool=manifest.pool)
 
-    async def _run(self, request: web.Request, connection: Connection, response: web.WebSocketResponse) -> Socket:
+    def _open(self, request: web.Request, connection: Connection, response: web.WebSocketResponse) -> Socket:
         if request.transport is None:
             raise ConnectionResetError("the client left during the handshake")
-        transport = request.transport
         socket = Socket(
             response,
-            transport,
+            request.transport,
             self._tasks,
             outbox_bytes=self._settings.outbox_bytes,
             slow_close_s=self._settings.slow_close_s,
         )
+        greeting = self._resuming.greeting(connection)
+        if greeting is not None:
+            socket.write(greeting)
         connection.open(socket)
         self._liveness.add(connection)
         self._lifecycle.opened(connection)
         accepted.inc()
+        return socket
+
+    async def _serve(self, connection: Connection, socket: Socket) -> None:
+        idle = asyncio.get_running_loop().create_future()
+        if connection.resumable is not None:
+            connection.resumable.idle = idle
         try:
             await self._dispatcher.run(connection, socket)
         except SocketClosed:
@@ -270,11 +316,12 @@ class Server:
         except Exception:
             log.exception("a connection failed", connection_id=connection.id, channel=connection.channel)
             socket.close(CloseCode.INTERNAL, "internal error")
-        return socket
+        finally:
+            idle.set_result(None)
 
 
 def _query_of(request: web.Request) -> dict[str, str]:
-    return {name: value for name, value in request.query.items() if name != "token"}
+    return {name: value for name, value in request.query.items() if name not in SECRETS}
 
 
 def _is_handshake(request: web.Request) -> bool:

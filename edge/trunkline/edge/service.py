@@ -24,6 +24,7 @@ from trunkline.edge.load import TICK_S, Load
 from trunkline.edge.manifests import POLL_S, Manifests
 from trunkline.edge.presence import Presence
 from trunkline.edge.rate import Rates
+from trunkline.edge.resuming import Resuming
 from trunkline.edge.server import Server
 from trunkline.edge.sessions import Sessions
 from trunkline.edge.settings import EdgeSettings
@@ -103,6 +104,20 @@ class EdgeService:
             limit=settings.subscriptions_per_connection,
             timeout_s=settings.call_timeout_s,
         )
+        self._lifecycle = Lifecycle(self._bus, register, subjects, self._tasks, self.edge_id)
+        subscribing.save = self._lifecycle.save
+        self._resuming = Resuming(
+            self._bus,
+            self._caller,
+            register,
+            self._lifecycle,
+            self._hub,
+            subscribing,
+            subjects,
+            self._tasks,
+            secret=None if settings.resume_secret is None else settings.resume_secret.get_secret_value(),
+            busy_s=settings.call_timeout_s,
+        )
         actions = OwnActions(
             subscribing,
             self._caller,
@@ -112,7 +127,7 @@ class EdgeService:
             settings.call_timeout_s,
         )
         self._commands = Commands(self._hub, subscribing, self._answerer, self._tasks, self._liveness.expire)
-        self._lifecycle = Lifecycle(self._bus, register, subjects, self._tasks, self.edge_id)
+        self._commands.on_moved = self._resuming.moved
         self._rates = Rates(
             asyncio.get_running_loop().time,
             connection=settings.limit_of_connections,
@@ -127,6 +142,7 @@ class EdgeService:
             self._sessions,
             actions,
             self._rates,
+            self._lifecycle.save,
             self._tasks,
             settings.call_timeout_s,
         )
@@ -143,6 +159,7 @@ class EdgeService:
             self._liveness,
             self._lifecycle,
             self._sessions,
+            self._resuming,
             self._tasks,
             self._reasons,
         )
@@ -194,6 +211,7 @@ class EdgeService:
         """Drains: not ready, no new clients, connections closed in waves with 3001, what runs finished."""
         self._draining = True
         await self._server.refuse_new()
+        self._resuming.drain()
         await self._close_in_waves()
         await self._server.stop()
         await self._authenticator.stop()

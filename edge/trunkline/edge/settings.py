@@ -71,6 +71,12 @@ class EdgeSettings(RoleSettings, role="edge"):
         [], description="origins of pages that may connect besides the edge's own, such as https://example.com; *: all"
     )
 
+    resume_secret: SecretStr | None = Field(
+        None,
+        description="secret that signs the tokens of channels with resume, at least 32 bytes, the same for all edges; "
+        "unset: a random one in the bucket `resume`",
+    )
+
     connections: int = Field(50_000, ge=1, description="connections at the same time; more are refused")
     handshake_s: float = Field(10.0, gt=0, description="seconds within which a client must have sent its request")
     message_bytes: int = Field(65_536, ge=128, description="bytes of a client's message; a longer one closes its connection")
@@ -112,13 +118,13 @@ class EdgeSettings(RoleSettings, role="edge"):
         """`rate_user` with its burst."""
         return None if self.rate_user is None else parse_rate(self.rate_user, self.rate_user_burst)
 
-    @field_validator("jwt_secret")
+    @field_validator("jwt_secret", "resume_secret")
     @classmethod
     def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is not None and len(secret.get_secret_value().encode()) < SECRET_BYTES_LEAST:
             raise PydanticCustomError(
                 "secret",
-                "too short: HS256 needs at least 32 bytes (RFC 7518 §3.2); make one with `openssl rand -base64 48`",
+                "too short: it needs at least 32 bytes (HS256: RFC 7518 §3.2); make one with `openssl rand -base64 48`",
             )
         return secret
 

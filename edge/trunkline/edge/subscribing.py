@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
 
 import msgspec
@@ -18,7 +20,7 @@ from trunkline.shared.positions import Position
 from trunkline.shared.topics import RESERVED, check_topic
 from trunkline.shared.wire import Publication
 
-__all__ = ["Subscribed", "Subscribing"]
+__all__ = ["Subscribed", "Subscribing", "is_held"]
 
 
 class Subscribed(NamedTuple):
@@ -59,6 +61,8 @@ class Subscribing:
         self._manifests = manifests
         self._calls = calls
         self._presence = presence
+        self.save: Callable[[Connection], Awaitable[None]] = _do_not_save
+        """Writes down what a connection that can be resumed is subscribed to."""
         self._limit = limit
         self._timeout_s = timeout_s
 
@@ -85,9 +89,9 @@ class Subscribing:
     def check_room(self, connection: Connection, topic: str) -> None:
         """Raises `ALREADY_SUBSCRIBED` or `LIMIT`."""
         check_topic(topic)
-        if topic in connection.topics or topic in connection.subscribing:
+        if topic in connection.subscribing or (topic in connection.topics and not is_held(connection, topic)):
             raise TrunklineError(ErrorCode.ALREADY_SUBSCRIBED, "this connection is subscribed to this topic")
-        if len(connection.topics) + len(connection.subscribing) >= self._limit:
+        if topic not in connection.topics and len(connection.topics) + len(connection.subscribing) >= self._limit:
             raise TrunklineError(ErrorCode.LIMIT, f"a connection has at most {self._limit} subscriptions")
 
     async def subscribe(
@@ -100,7 +104,8 @@ class Subscribing:
         watch: bool = False,
         info: bytes | None = None,
     ) -> Subscribed:
-        """Subscribes a connection, which comes back with the position `since`, or anew.
+        """Subscribes a connection, which comes back with the position `since`, or anew. One that has been resumed needs no
+        leave for the topics that it had.
 
         With `watch`, it also hears which members come and leave. Others see `info` of it, or what the policy says.
 
@@ -109,10 +114,12 @@ class Subscribing:
         self.check_room(connection, topic)
         connection.subscribing.add(topic)
         try:
-            if ask_policy:
+            if ask_policy and not is_held(connection, topic):
                 info = await self.allow(connection, topic, "subscribe")
-                if watch:
-                    await self.allow(connection, topic, "presence")
+            if ask_policy and watch:
+                await self.allow(connection, topic, "presence")
+            if connection.resumable is not None:
+                await self.save(connection)
             audience = await self._attachments.attach(topic)
             missed = None if since is None else await self._missed(audience, since)
         finally:
@@ -122,10 +129,13 @@ class Subscribing:
             raise TrunklineError(ErrorCode.GONE, "the connection is closed")
         attendance = audience.attendance
         if attendance is not None:
-            self._presence.join(attendance, connection, info, watch=watch)
+            known = attendance.members.get(connection.id)  # of one that was away
+            self._presence.join(attendance, connection, known.info if known and info is None else info, watch=watch)
         elif watch:
             self._attachments.drop_if_unused(audience)
             raise TrunklineError(ErrorCode.NOT_AVAILABLE, "the namespace of this topic keeps no presence")
+        if connection.resumable is not None:
+            connection.resumable.held.discard(topic)
         position = self._hub.subscribe(connection, audience, at_top=since is not None or audience.sequence.cached)
         if missed is not None:
             return Subscribed(position, True, missed)
@@ -166,15 +176,54 @@ class Subscribing:
         """Ends a subscription at once. Raises `NOT_SUBSCRIBED`."""
         if topic not in connection.topics:
             raise TrunklineError(ErrorCode.NOT_SUBSCRIBED, "this connection is not subscribed to this topic")
+        if connection.resumable is not None:
+            connection.resumable.held.discard(topic)
         partition = self._hub.topics[topic].sequence.partition
         if self._hub.unsubscribe(connection, topic):
             self._attachments.detach(topic, partition)
 
+    def hold_all(self, connection: Connection) -> None:
+        """Lets a connection keep its subscriptions without hearing anything, until its client subscribes again."""
+        if connection.resumable is not None:
+            connection.resumable.held |= connection.topics
+        for topic in connection.topics:
+            self._hub.hold(connection, self._hub.topics[topic])
+
+    def hold(self, connection: Connection, topics: Collection[str]) -> None:
+        """Gives a connection that comes from another edge the subscriptions that it had there."""
+        if connection.resumable is not None:
+            connection.resumable.held.update(topics)
+        for topic in topics:
+            self._hub.hold(connection, self._hub.audience(topic))
+
+    async def attach_held(self, connection: Connection, topics: Collection[str]) -> None:
+        """Attaches the topics that a connection holds, and makes it a member again of those with presence.
+
+        Raises `TrunklineError` if there is no owner: then they are attached when its client subscribes again.
+        """
+        audiences = await asyncio.gather(*(self._attachments.attach(topic) for topic in topics))
+        for audience in audiences:
+            attendance = audience.attendance
+            if attendance is not None and is_held(connection, audience.sequence.name):
+                self._presence.join(attendance, connection)
+            self._attachments.drop_if_unused(audience)
+
     def forget(self, connection: Connection) -> None:
         """Ends all that a closed connection had."""
+        if connection.resumable is not None:
+            connection.resumable.held.clear()
         partitions = {name: self._hub.topics[name].sequence.partition for name in connection.topics}
         for name in self._hub.remove(connection):
             self._attachments.detach(name, partitions[name])
+
+
+async def _do_not_save(_connection: Connection) -> None:
+    return None
+
+
+def is_held(connection: Connection, topic: str) -> bool:
+    """Whether a subscription waits for its client to come back."""
+    return connection.resumable is not None and topic in connection.resumable.held
 
 
 def _after_last_loss(told: list[Publication | Lost]) -> list[Publication]:

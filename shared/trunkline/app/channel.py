@@ -27,6 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 CONNECT: Final = "$connect"
 CONNECTED: Final = "$connected"
+RESUMED: Final = "$resumed"
 DISCONNECT: Final = "$disconnect"
 DEFAULT: Final = "$default"
 ACTION_CHARACTERS: Final = 100
@@ -34,7 +35,8 @@ PERIOD_LEAST_S: Final = 1.0
 MOST_REPLICAS: Final = 5
 """Of a stream, in JetStream."""
 
-LIFECYCLE_KINDS: Final = frozenset({Kind.CONNECTED, Kind.DISCONNECT})
+LIFECYCLE_EVENTS: Final = {Kind.CONNECTED: "connected", Kind.RESUMED: "resumed", Kind.DISCONNECT: "disconnected"}
+RESUME_MOST_S: Final = 3600.0
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
@@ -97,7 +99,9 @@ class Channel:
     `state` is the type of `ctx.state`, if it is not what `on_connect` returns. `pool` is that of all handlers that name
     none: `trunkline workers APP --pool NAME` runs the handlers of one pool, so that each can be scaled alone. `lifecycle`:
     other services consume the events of connections that come and go (docs/architecture.md); handlers of such events imply
-    it. `rate` and `burst` limit all messages of one connection, in place of the edge's own limit (see `on`).
+    it. `rate` and `burst` limit all messages of one connection, in place of the edge's own limit (see `on`). `resume`: for
+    how many seconds a client that has lost its socket may come back to its connection, with its state, its subscriptions and
+    its presence (0: not at all).
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Channel:
         lifecycle: bool = False,
         rate: str | None = None,
         burst: int | None = None,
+        resume: float = 0.0,
     ) -> None:
         if not _NAME.match(name):
             raise ChannelError(f"channel name {name!r}: use 1 to 64 letters, digits, '-' and '_'")
@@ -117,6 +122,7 @@ class Channel:
         self._state = state
         self._lifecycle = lifecycle
         self._rate = _rate_of(rate, burst, repr(self))
+        self._resume_s = _check_resume(resume, self)
         self._handlers: dict[tuple[Kind, str], _Handler] = {}
         self._policies: dict[str, _Policy] = {}
         self._feeds: dict[str, _Feed] = {}
@@ -146,6 +152,15 @@ class Channel:
         Nobody waits for it: messages may be handled before, and the connection may be gone. Changes of `ctx.state` are lost.
         """
         return self._add(_Handler(Kind.CONNECTED, CONNECTED, function, self._pool), function)
+
+    def on_resume(self, function: F) -> F:
+        """Registers `(ctx, previous: str)`, called when a client has come back to its connection within the grace period of
+        `Channel(…, resume=…)`: at least once, and again later when it raises (other than `Reject`).
+
+        `previous` is the connection's id before; it is another one if the client came back to another edge. Neither
+        `on_disconnect` nor `on_connect` are called for it. Changes of `ctx.state` are lost.
+        """
+        return self._add(_Handler(Kind.RESUMED, RESUMED, function, self._pool), function)
 
     def on_disconnect(self, function: F) -> F:
         """Registers `(ctx, reason: Disconnect)`, called after an accepted connection has ended, however that happened: at
@@ -357,6 +372,11 @@ class Channel:
         check_session(function)
         if self._session is not None:
             raise ChannelError(f"{where(function)}: {self} has a session already: {where(self._session)}")
+        if self._resume_s:
+            raise ChannelError(
+                f"{where(function)}: {self} has resume, and the variables of a session cannot come along to another edge; "
+                "leave out one of both"
+            )
         self._session = function
         return function
 
@@ -541,10 +561,13 @@ class Channel:
     def manifest(self) -> Manifest:
         """What edges need to know. Builds the routes if need be."""
         self.routes  # noqa: B018  # the signatures are read there
+        told = tuple(event for kind, event in LIFECYCLE_EVENTS.items() if any(kind is each for each, _ in self._handlers))
         return Manifest(
             channel=self.name,
             connect=(Kind.CONNECT, CONNECT) in self._handlers,
-            lifecycle=self._lifecycle or any(kind in LIFECYCLE_KINDS for kind, _ in self._handlers),
+            resume_s=self._resume_s,
+            lifecycle=bool(self._lifecycle or self._resume_s or told),
+            lifecycle_handlers=told,
             default=(Kind.MESSAGE, DEFAULT) in self._handlers,
             actions={
                 handler.action: _action_entry(handler)
@@ -577,6 +600,12 @@ def _check_pool(pool: str, what: str) -> str:
     if not _NAME.match(pool):
         raise ChannelError(f"{what}: pool {pool!r}: use 1 to 64 letters, digits, '-' and '_'")
     return pool
+
+
+def _check_resume(resume: float, channel: Channel) -> float:
+    if not 0 <= resume <= RESUME_MOST_S:
+        raise ChannelError(f"{channel}: resume is a number of seconds up to {RESUME_MOST_S:g}")
+    return float(resume)
 
 
 def _check_function(function: Callable[..., Any]) -> None:

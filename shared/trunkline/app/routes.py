@@ -34,6 +34,10 @@ Middleware = Callable[[Context[Any], Next], Awaitable[Any]]
 Arguments = Callable[[Context[Any], Call], dict[str, Any]]
 
 
+class _Resumed(msgspec.Struct):
+    previous: str = ""
+
+
 class _Topic(msgspec.Struct):
     topic: str
 
@@ -43,6 +47,7 @@ UNREADABLE: Final = (ValidationError, msgspec.DecodeError, UnicodeDecodeError)
 
 _decode_connecting = msgspec.json.Decoder(Connecting).decode
 _decode_disconnect = msgspec.json.Decoder(Disconnect).decode
+_decode_resumed = msgspec.json.Decoder(_Resumed).decode
 _decode_topic = msgspec.json.Decoder(_Topic).decode
 _decode_msgpack = msgspec.msgpack.Decoder().decode
 _encode_msgpack = msgspec.msgpack.Encoder().encode
@@ -143,6 +148,10 @@ def _arguments_of(kind: Kind, function: Callable[..., Any], signature: Signature
     if kind in (Kind.CONNECTED, Kind.EVERY):
         what = "on_connected" if kind is Kind.CONNECTED else "a periodic function"
         raise ChannelError(f"{where(function)}: parameter {name!r}: {what} gets ctx and resources only")
+    if kind is Kind.RESUMED:
+        if annotation is not str:
+            raise ChannelError(f"{where(function)}: parameter {name!r} of on_resume must be a str: the id before")
+        return lambda context, call: {signature.context: context, name: _decode_resumed(call.payload).previous}
     if kind is Kind.DISCONNECT:
         if annotation is not Disconnect:
             raise ChannelError(f"{where(function)}: parameter {name!r} of on_disconnect must be a Disconnect")
@@ -210,7 +219,7 @@ Result = Callable[[Context[Any], int, Any], bytes | None]
 def _result_of(kind: Kind, function: Callable[..., Any], signature: Signature) -> Result:
     if kind is Kind.CONNECT:
         return _new_state
-    if kind in (Kind.CONNECTED, Kind.DISCONNECT, Kind.EVERY):
+    if kind in (Kind.CONNECTED, Kind.RESUMED, Kind.DISCONNECT, Kind.EVERY):
         return lambda _context, _encoding, _value: None
     if kind not in (Kind.MESSAGE, Kind.ORDER):
         if signature.returns not in (bool, Allow, bool | Allow, UNKNOWN):

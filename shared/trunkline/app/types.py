@@ -17,6 +17,7 @@ class Kind(StrEnum):
     CONNECTED = "connected"
     ORDER = "order"
     EVERY = "every"
+    RESUMED = "resumed"
     DISCONNECT = "disconnect"
     SUBSCRIBE = "subscribe"
     PUBLISH = "publish"

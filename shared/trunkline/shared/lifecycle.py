@@ -8,7 +8,12 @@ The *feed* (stream LIFECYCLE) tells of it: handlers and other services consume i
 same event, told again by whoever goes on where another one died, is in it once.
 
 Ending is three steps: the entry says *disconnected*, the feed says so, the entry is removed. Whoever finds an entry in
-between takes the remaining steps. See docs/architecture.md, "Connections come and go".
+between takes the remaining steps.
+
+A client that comes back to another edge takes its connection over: a new entry is *resuming*, then the old one says
+*resumed* (this step decides: it can happen once, and not after *disconnected*), the new one becomes *connected*, the feed is
+told, the old one is removed. Until the old one says *resumed*, the new one can only be dropped, never be told of. See
+docs/architecture.md, "Connections come and go".
 """
 
 from __future__ import annotations
@@ -16,11 +21,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from trunkline.shared.streams import Entry, FencedError, Stream, Streams
+from trunkline.shared.streams import Consumer, Entry, FencedError, Stream, Streams
 from trunkline.shared.subjects import Subjects
 
 __all__ = [
@@ -28,21 +34,34 @@ __all__ = [
     "DISCONNECTED",
     "EDGE_LOST",
     "NULL",
+    "RESUMED",
+    "RESUME_BUCKET",
+    "RESUMING",
     "Event",
     "Life",
     "Register",
     "Registered",
+    "consumer_name",
     "decode_event",
+    "lifecycle_consumers",
     "lifecycle_streams",
 ]
 
 VERSION: Final = 1
 CONNECTED: Final = "connected"
 DISCONNECTED: Final = "disconnected"
+RESUMED: Final = "resumed"
+"""Of an event; and of an entry, which another connection has taken over."""
+RESUMING: Final = "resuming"
+"""Of an entry that has yet to take another one over."""
 ABNORMAL: Final = 1006
 EDGE_LOST: Final = "edge lost"
 """The reason of a connection whose edge ended without a word."""
 PAGE: Final = 1000
+RESUME_BUCKET: Final = "resume"
+"""The bucket (`Subjects.bucket`) with the secret that signs tokens to resume with."""
+ACK_WAIT_S: Final = 60.0
+PENDING: Final = 10_000
 NULL: Final = msgspec.Raw(b"null")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -51,7 +70,12 @@ _encode_event = msgspec.json.Encoder().encode
 
 class Life(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """An entry of the register. Times are Unix seconds; `phase` is `connected`, or how it ended. `claims` and `state` are
-    JSON."""
+    JSON.
+
+    One that can be resumed, by whoever knows `nonce`, has `grace_s` seconds for it; `topics` are those that it was
+    subscribed to. `resumes` counts how often it was, `previous` is the id before the last time, and `successor` that of the
+    connection that has taken it over. `is_new` is false for one that began by taking another one over.
+    """
 
     version: int
     phase: str
@@ -62,6 +86,14 @@ class Life(msgspec.Struct, array_like=True, gc=False, frozen=True):
     ended_at: float = 0.0
     code: int = 0
     reason: str = ""
+    grace_s: float = 0.0
+    nonce: str = ""
+    topics: tuple[str, ...] = ()
+    resumes: int = 0
+    resumed_at: float = 0.0
+    previous: str | None = None
+    successor: str | None = None
+    is_new: bool = True
 
     def ended(self, code: int, reason: str, at: float) -> Life:
         """Returns the entry of the same connection after its end."""
@@ -74,7 +106,8 @@ class Life(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """A message of the feed, as JSON without the fields that have no value. Times are Unix seconds. `state` is the
-    connection's last known state, `claims` those of its token. `code` and `reason` tell how the socket was closed."""
+    connection's last known state, `claims` those of its token. `code` and `reason` tell how the socket was closed,
+    `previous` is the id before a resume (the same one, if the client came back to its edge)."""
 
     version: int
     event: str
@@ -87,6 +120,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     state: msgspec.Raw = NULL
     code: int | None = None
     reason: str | None = None
+    previous: str | None = None
 
 
 decode_event: Final = msgspec.json.Decoder(Event).decode
@@ -112,6 +146,35 @@ def lifecycle_streams(subjects: Subjects, replicas: int, feed_s: float) -> list[
     ]
 
 
+def consumer_name(channel: str, event: str) -> str:
+    """The consumer with which the workers of a channel share the events of a kind."""
+    return f"{channel}_{event}"
+
+
+def lifecycle_consumers(subjects: Subjects, channel: str, events: Iterable[str]) -> list[Consumer]:
+    """Returns the consumers for these kinds of events of a channel.
+
+    They begin when they are made, which is before edges see the manifest of the channel, and write events.
+    """
+    return [
+        Consumer(
+            stream=subjects.lifecycle_stream[0],
+            name=consumer_name(channel, event),
+            subjects=[subjects.lifecycle(channel, event, ">")],
+            ack_wait_s=ACK_WAIT_S,
+            max_ack_pending=PENDING,
+            deliver="new",
+        )
+        for event in events
+    ]
+
+
+def _openings(life: Life) -> list[str]:
+    """What was to be told before the end."""
+    events = [CONNECTED] if life.is_new else []
+    return [*events, RESUMED] if life.resumes else events
+
+
 class Register:
     """The register and the feed. Every method may raise `TrunklineError`; then it is unknown what was done, and the same
     call can be made again."""
@@ -127,6 +190,12 @@ class Register:
         """Creates both streams, or changes what differs."""
         for stream in self._declared:
             await self._streams.ensure_stream(stream)
+
+    async def declare_consumers(self, channel: str, events: Iterable[str]) -> None:
+        """Creates the stream of events, and consumers of these kinds of a channel."""
+        await self._streams.ensure_stream(self._declared[1])
+        for consumer in lifecycle_consumers(self._subjects, channel, events):
+            await self._streams.ensure_consumer(consumer)
 
     # ------------------------------------------------------------------ edges
 
@@ -176,7 +245,7 @@ class Register:
                     return  # somebody has taken all the steps
                 written = _life_of(entry.data)
                 sequence = entry.sequence
-                if written.phase != CONNECTED:
+                if written.phase not in (CONNECTED, RESUMING):
                     life = written
                     break
                 if not own:
@@ -186,35 +255,111 @@ class Register:
         await self.finish(Registered(connection_id, channel, sequence, life), told=told)
 
     async def finish(self, ended: Registered, *, told: bool = False) -> None:
-        """Takes the remaining steps for an entry that says that its connection has ended."""
+        """Takes the remaining steps for an entry that says that its connection has ended, or was taken over."""
         life = ended.life
-        waiting = []
-        if not told and time.time() - life.opened_at < self._feed_s / 2:
-            # Later it is long done, and the feed may have forgotten it.
-            waiting.append(self.tell(CONNECTED, ended.connection_id, ended.channel, life))
-        waiting.append(self.tell(life.phase, ended.connection_id, ended.channel, life))
-        await asyncio.gather(*waiting)
+        if life.phase == RESUMED:
+            await self._finish_resumed(ended)
+        else:
+            await self.tell(ended, *([] if told else _openings(life)), life.phase)
         await self._streams.remove(self._stream, ended.sequence)
 
-    async def tell(self, event: str, connection_id: str, channel: str, life: Life) -> None:
-        """Puts an event into the feed, unless it is there."""
-        over = event != CONNECTED
+    async def _finish_resumed(self, old: Registered) -> None:
+        new = None if old.life.successor is None else await self.find(old.life.successor, old.channel)
+        if new is None:
+            return  # it has ended since, and was told of
+        if new.life.phase == RESUMING:
+            new = await self.confirm(new)
+        await self.tell(new, RESUMED)
+
+    async def tell(self, whose: Registered, *events: str) -> None:
+        """Puts events of a connection into the feed, in this order, unless they are there or have been long ago."""
+        life = whose.life
+        now = time.time()
+        waiting = []
+        for event in events:
+            at = {CONNECTED: life.opened_at, RESUMED: life.resumed_at}.get(event, life.ended_at)
+            if event == DISCONNECTED or now - at < self._feed_s / 2:  # later the feed may have forgotten it
+                waiting.append(self._tell(whose, event, at))
+        await asyncio.gather(*waiting)
+
+    async def _tell(self, whose: Registered, event: str, at: float) -> None:
+        life = whose.life
+        over = event == DISCONNECTED
         body = Event(
             VERSION,
             event,
-            connection_id,
-            channel,
-            life.ended_at if over else life.opened_at,
+            whose.connection_id,
+            whose.channel,
+            at,
             life.opened_at,
             life.user,
             msgspec.Raw(life.claims) if life.claims else NULL,
             msgspec.Raw(life.state) if life.state else NULL,
             life.code if over else None,
             life.reason if over else None,
+            life.previous if event == RESUMED else None,
         )
-        subject = self._subjects.lifecycle(channel, event, connection_id)
+        subject = self._subjects.lifecycle(whose.channel, event, whose.connection_id)
+        if event == RESUMED:
+            subject += f".{life.resumes}"
         with contextlib.suppress(FencedError):
             await self._streams.append(subject, _encode_event(body), expected_last=0)
+
+    # ------------------------------------------------------------------ taking over
+
+    async def take_over(self, old: Registered, new: Registered) -> tuple[Registered, Registered] | None:
+        """Lets a new connection, whose entry is written and says *resuming*, take the place of another one.
+
+        Returns both as they are now; None: the old one has changed or ended, and nothing was done. The old one is to be
+        finished.
+        """
+        life = msgspec.structs.replace(old.life, phase=RESUMED, successor=new.connection_id)
+        subject = self._subjects.life(old.connection_id, old.channel)
+        try:
+            sequence = await self._streams.append(subject, _encode(life), expected_last=old.sequence)
+        except FencedError:
+            found = await self.find(old.connection_id, old.channel)
+            if found is None or found.life.successor != new.connection_id:
+                return None  # else it was written, and its answer lost
+            sequence = found.sequence
+        return await self.confirm(new), Registered(old.connection_id, old.channel, sequence, life)
+
+    async def confirm(self, new: Registered) -> Registered:
+        """Makes a *resuming* entry *connected*, for which the old one has said *resumed*."""
+        life = msgspec.structs.replace(new.life, phase=CONNECTED)
+        try:
+            sequence = await self.renew(new.connection_id, new.channel, life, new.sequence)
+        except FencedError:  # done already
+            found = await self.find(new.connection_id, new.channel)
+            return new if found is None else found
+        return Registered(new.connection_id, new.channel, sequence, life)
+
+    async def drop(self, new: Registered) -> None:
+        """Removes a *resuming* entry whose old one has not said *resumed*, and will not say so."""
+        await self._streams.remove(self._stream, new.sequence)
+
+    # ------------------------------------------------------------------ what is left behind
+
+    async def settle(self, left: Registered) -> None:
+        """Does what there is to do for an entry that nobody looks after any more."""
+        if left.life.phase == CONNECTED:
+            await self.end(left.connection_id, left.channel, left.life.lost(), left.sequence, own=False)
+        elif left.life.phase == RESUMING:
+            await self._settle_resuming(left)
+        else:
+            await self.finish(left)
+
+    async def _settle_resuming(self, new: Registered) -> None:
+        old = None if new.life.previous is None else await self.find(new.life.previous, new.channel)
+        if old is not None and old.life.successor == new.connection_id:
+            await self.confirm(new)  # it lives, if only in the register: it ends like any other
+            return
+        if old is not None and old.life.phase == CONNECTED:
+            # A take-over that is still under way must not succeed once the new entry is gone.
+            await self.renew(old.connection_id, old.channel, old.life, old.sequence)
+        await self.drop(new)
+
+    # ------------------------------------------------------------------ reading
 
     async def read(self, edge_id: str, *, after: int = 0) -> list[Registered]:
         """Returns the connections of an edge, 1,000 at the most, in the order of their entries' sequences."""

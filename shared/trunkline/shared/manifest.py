@@ -154,15 +154,18 @@ class Manifest(_Entry):
     `pool` serves everything but the actions, which say so themselves. `former`: digests of the manifests that this one has
     replaced, the last one first, so that an old worker that starts again does not bring its own back.
 
-    `lifecycle`: somebody wants to know which connections come and go, exactly. `rate`: how many messages one connection may
-    send, whatever they are. `session`: each connection has a stateful function, which gets the messages whose action has no
-    handler.
+    `lifecycle`: somebody wants to know which connections come and go, exactly; `lifecycle_handlers` are the events that have
+    a handler. `rate`: how many messages one connection may send, whatever they are. `session`: each connection has a
+    stateful function, which gets the messages whose action has no handler. `resume_s`: for how long a client that has lost
+    its socket may come back to its connection; 0: not at all.
     """
 
     version: int = 1
     channel: str
     connect: bool = False
     lifecycle: bool = False
+    lifecycle_handlers: tuple[str, ...] = ()
+    resume_s: float = 0.0
     default: bool = False
     actions: Mapping[str, ActionEntry] = {}
     topics: tuple[TopicEntry, ...] = ()

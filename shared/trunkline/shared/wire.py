@@ -38,6 +38,7 @@ __all__ = [
     "Held",
     "History",
     "Hold",
+    "Moved",
     "NewManifest",
     "NewOwner",
     "Notice",
@@ -355,7 +356,13 @@ class Refresh(msgspec.Struct, array_like=True, gc=False, tag="refresh"):
     expires_at: float | None
 
 
-Command = Send | Close | Subscribe | Unsubscribe | Refresh
+class Moved(msgspec.Struct, array_like=True, gc=False, tag="moved"):
+    """A connection has been taken over by another edge, where its client is now: nothing more is to be done for it here."""
+
+    connection_id: str
+
+
+Command = Send | Close | Subscribe | Unsubscribe | Refresh | Moved
 """What an edge is told to do with one of its connections."""
 
 

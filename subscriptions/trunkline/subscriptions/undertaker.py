@@ -115,9 +115,8 @@ class Undertaker:
     async def _run(self) -> None:
         failures = 0
         while True:
-            pause_s = SCAN_S
             try:
-                await self._step()
+                pause_s = await self._step()
                 failures = 0
             except TrunklineError as error:
                 log.warning("the register of connections cannot be read or written", error=str(error))
@@ -129,8 +128,8 @@ class Undertaker:
                     await self._wake.wait()
             self._wake.clear()
 
-    async def _step(self) -> None:
-        """Finds the edges in the register, and buries those that are dead."""
+    async def _step(self) -> float:
+        """Finds the edges in the register, and buries those that are dead. Returns for how long there is nothing to do."""
         if not self._is_declared:
             await self._register.declare()
             self._is_declared = True
@@ -139,40 +138,47 @@ class Undertaker:
             self._scan_at = self._loop.time() + SCAN_S * 0.9
             self._edges.mentioned(self._marks, self._loop.time())
             self._edges.forget_silent(self._marks, FORGET_S, self._loop.time())
+        pause_s = SCAN_S
         for edge_id, mark in list(self._marks.items()):
             if self._may_bury(edge_id):
-                await self._bury(edge_id, mark)
+                pause_s = min(pause_s, await self._bury(edge_id, mark))
+        return max(pause_s, JUDGE_S)
 
     def _may_bury(self, edge_id: str) -> bool:
         return self._edges.is_dead(edge_id, self._loop.time()) and self._is_mine(edge_id)
 
-    async def _bury(self, edge_id: str, mark: int) -> None:
+    async def _bury(self, edge_id: str, mark: int) -> float:
+        """Returns how long it is until the next client has had its time to come back."""
         ended, after = 0, 0
+        remaining = [SCAN_S]
         while found := await self._register.read(edge_id, after=after):
             after = found[-1].sequence
-            for start in range(0, len(found), BATCH):
+            due = []
+            for each in found:
+                remaining_s = each.life.grace_s - self._edges.silent_s(edge_id, self._loop.time())
+                if each.life.phase == CONNECTED and remaining_s > 0:
+                    remaining.append(remaining_s)
+                else:
+                    due.append(each)
+            for start in range(0, len(due), BATCH):
                 if not self._may_bury(edge_id):
-                    return
-                ended += await self._end(found[start : start + BATCH])
+                    return SCAN_S
+                ended += await self._end(due[start : start + BATCH])
+        waiting = len(remaining) - 1
         if ended:
-            log.warning("the connections of a lost edge have been ended", edge_id=edge_id, connections=ended)
-        elif self._edges.silent_s(edge_id, self._loop.time()) > FORGET_S:
+            log.warning("connections of a lost edge have been ended", edge_id=edge_id, connections=ended, waiting=waiting)
+        elif not waiting and self._edges.silent_s(edge_id, self._loop.time()) > FORGET_S:
             await self._register.unmark(mark)
             self._marks.pop(edge_id, None)
+        return min(remaining)
 
     async def _end(self, found: list[Registered]) -> int:
         """Ends these connections, at most `per_second`, and takes the last steps for those that have ended."""
         begun = self._loop.time()
-        outcomes = await asyncio.gather(*map(self._end_one, found), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._register.settle, found), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
         buried.inc(len(found))
         await asyncio.sleep(max(0.0, begun + len(found) / self._per_second - self._loop.time()))
         return len(found)
-
-    async def _end_one(self, found: Registered) -> None:
-        if found.life.phase == CONNECTED:
-            await self._register.end(found.connection_id, found.channel, found.life.lost(), found.sequence, own=False)
-        else:
-            await self._register.finish(found)

@@ -20,25 +20,22 @@ from trunkline.app.types import Kind
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
-from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, NULL, Event, Register, decode_event
+from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, NULL, RESUMED, Event, Register, consumer_name, decode_event
 from trunkline.shared.logs import get_logger
 from trunkline.shared.metrics import drops
 from trunkline.shared.puller import Delivery, Puller
-from trunkline.shared.streams import Consumer, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import backoff_s
 from trunkline.workers.runner import Endpoint, Runner, Work
 
 __all__ = ["EVENTS", "LifecycleEvents"]
 
-EVENTS: Final = {Kind.CONNECTED: CONNECTED, Kind.DISCONNECT: DISCONNECTED}
+EVENTS: Final = {Kind.CONNECTED: CONNECTED, Kind.RESUMED: RESUMED, Kind.DISCONNECT: DISCONNECTED}
 """The kinds of handlers that are called for lifecycle events."""
 ATTEMPTS: Final = 12
 AGAIN_S: Final = 1.0
 AGAIN_MOST_S: Final = 300.0
 """All attempts together take about 25 minutes."""
-ACK_WAIT_S: Final = 60.0
-PENDING: Final = 10_000
 
 attempts = Counter(
     "trunkline_lifecycle_attempts_total", "Lifecycle events that were handled or not.", ["channel", "event", "outcome"]
@@ -115,9 +112,8 @@ class _Told(Work):
 class LifecycleEvents:
     """The lifecycle events of an app's channels, from `start` to `drain`."""
 
-    def __init__(self, bus: Bus, streams: Streams, register: Register, subjects: Subjects, runner: Runner) -> None:
+    def __init__(self, bus: Bus, register: Register, subjects: Subjects, runner: Runner) -> None:
         self._bus = bus
-        self._streams = streams
         self._register = register
         self._subjects = subjects
         self._runner = runner
@@ -133,25 +129,15 @@ class LifecycleEvents:
         handlers = [route for route in all_routes if route.kind in EVENTS]
         if not handlers:
             return
-        await self._register.declare()
-        stream, _ = self._subjects.lifecycle_stream
         for route in handlers:
-            event = EVENTS[route.kind]
-            await self._streams.ensure_consumer(
-                Consumer(
-                    stream=stream,
-                    name=_consumer_of(route),
-                    subjects=[self._subjects.lifecycle(route.channel, event, ">")],
-                    ack_wait_s=ACK_WAIT_S,
-                    max_ack_pending=PENDING,
-                    # Edges write events when they see the channel's manifest, which is published after this.
-                    deliver="new",
-                )
-            )
+            await self._register.declare_consumers(route.channel, [EVENTS[route.kind]])
+        stream, _ = self._subjects.lifecycle_stream
         for route in routes:
             if route.kind in EVENTS:
                 take = partial(self._take, self._runner.endpoint(route), len(self._pullers))
-                self._pullers.append(Puller(self._bus, stream, _consumer_of(route), take, slots))
+                self._pullers.append(
+                    Puller(self._bus, stream, consumer_name(route.channel, EVENTS[route.kind]), take, slots)
+                )
         for puller in self._pullers:
             await puller.start()
 
@@ -174,7 +160,3 @@ class LifecycleEvents:
             _, late = await asyncio.wait(drains, timeout=timeout_s)
             for each in late:
                 each.cancel()
-
-
-def _consumer_of(route: Route) -> str:
-    return f"{route.channel}_{EVENTS[route.kind]}"
