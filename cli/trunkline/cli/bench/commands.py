@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from trunkline.cli.bench import calls as calling
 from trunkline.cli.bench import connects as connecting
 from trunkline.cli.bench import memory as remembering
+from trunkline.cli.bench import publishing as acknowledging
 from trunkline.cli.bench import report
 from trunkline.cli.bench import storm as storming
 from trunkline.cli.bench.driver import FanoutDriver
@@ -259,6 +260,34 @@ def connects(
             _print_json("connects", url, report.describe_connects(result))
         else:
             report.print_connects(Console(), url, result)
+
+
+@app.command()
+def publish(
+    topic: Annotated[str, typer.Option(help="Name of the topics, with {n} where a number belongs.")] = "logged.{n}",
+    topics: Annotated[int, typer.Option(min=1, max=1_000_000, help="Topics that are published into in turn.")] = 1,
+    in_flight: Annotated[int, typer.Option(min=1, max=10_000, help="Publications under way at a time.")] = 512,
+    payload_bytes: Annotated[int, typer.Option(min=11, help="Length of each payload.")] = 100,
+    nats_url: Annotated[str | None, typer.Option(help="NATS, if not the one in the settings.")] = None,
+    duration: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds that count.")] = 5.0,
+    warmup: Annotated[float, typer.Option(min=0, max=60, help="Seconds before them.")] = 1.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an acknowledgement may take.")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Publish into topics over NATS, wait for the positions, report publications per second.
+
+    Example, a hundred topics of an app that has `@topic("logged.{name}", history=100)`:
+
+        trunkline bench publish --topics 100
+    """
+    with _failing():
+        plan = acknowledging.Publications(nats_url, topic, topics, in_flight, payload_bytes, warmup, duration, timeout)
+        with _progress(warmup + duration, "publishing") as bar, LoadProcesses(1) as load_processes:
+            [result] = load_processes.run(acknowledging.run_publications, [plan], bar.tick)
+        if as_json:
+            _print_json("publish", topic, report.describe_publications(result))
+        else:
+            report.print_publications(Console(), topic, result)
 
 
 @app.command()

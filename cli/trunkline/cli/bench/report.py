@@ -14,6 +14,7 @@ from trunkline.cli.bench.driver import within
 from trunkline.cli.bench.fanout import StepResult
 from trunkline.cli.bench.histogram import Histogram
 from trunkline.cli.bench.memory import MemoryResult
+from trunkline.cli.bench.publishing import PublicationsResult
 from trunkline.cli.bench.storm import StormResult
 
 _BUSY_SHARE = 0.9
@@ -96,6 +97,19 @@ def describe_memory(result: MemoryResult) -> dict[str, Any]:
     }
 
 
+def describe_publications(result: PublicationsResult) -> dict[str, Any]:
+    """Acknowledged publications for machines."""
+    return {
+        "topics": result.topics,
+        "in_flight": result.in_flight,
+        "acknowledged": result.acknowledged,
+        "publications_per_s": round(result.per_s, 1),
+        "duration_s": round(result.duration_s, 3),
+        "latency_ms": latency_ms(result.latency),
+        "generator_processor_share": round(result.processor_share, 3),
+    }
+
+
 def describe_storm(result: StormResult) -> dict[str, Any]:
     """A reconnect storm for machines."""
     return {
@@ -158,6 +172,14 @@ def print_connects(console: Console, url: str, result: ConnectsResult) -> None:
     _print_row(console, f"connects  {url}", rows | _latency_row(result.latency))
     if result.first_error:
         console.print(f"first failure: {result.first_error}", style="red", markup=False)
+    _warn(console, result.processor_share, 0)
+
+
+def print_publications(console: Console, topic: str, result: PublicationsResult) -> None:
+    """One row."""
+    rows = {"publications/s": f"{result.per_s:,.0f}", "acknowledged": f"{result.acknowledged:,}"}
+    _print_row(console, f"publish  {topic}", rows | _latency_row(result.latency))
+    console.print(f"{result.topics:,} topics, {result.in_flight:,} publications under way at a time", style="dim")
     _warn(console, result.processor_share, 0)
 
 
