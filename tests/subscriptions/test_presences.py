@@ -188,6 +188,14 @@ def test_a_large_change_asks_to_read_the_page_again(count: int, reload: bool) ->
     assert (after.since, after.reload, ids(after.joined)) == (change.version, False, ["e1.x"])
 
 
+def test_a_change_of_many_bytes_asks_to_read_the_page_again() -> None:
+    presences = new_presences()
+    told(presences, edge="e2", total=0, watches=True)
+    told(presences, [Member(f"e1.{number}", info=b"x" * 1024) for number in range(40)], total=40)
+    [(_, change)] = changes(presences)
+    assert (change.reload, change.joined) == (True, [])
+
+
 def test_messages_with_changes_are_bounded() -> None:
     presences = new_presences()
     for number in range(20):

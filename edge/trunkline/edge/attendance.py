@@ -16,7 +16,7 @@ from trunkline.shared.topics import partition_of
 
 __all__ = ["Attendance"]
 
-REQUEST_BYTES: Final = 64 * 1024
+REQUEST_BYTES: Final = 32 * 1024
 OVERHEAD_BYTES: Final = 16
 
 

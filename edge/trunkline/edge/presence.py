@@ -121,9 +121,11 @@ class Presence:
 
     def _answered(self, attendance: Attendance, future: asyncio.Future[msgspec.Raw]) -> None:
         self._under_way -= 1
-        if self._stopped or future.cancelled():
+        if future.cancelled():
             return
         error = future.exception()
+        if self._stopped:
+            return
         if error is None:
             self._attempt = 0
             attendance.told(_decode_told(future.result()))

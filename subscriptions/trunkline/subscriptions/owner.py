@@ -74,7 +74,12 @@ class Owner:
         self.terms: dict[int, int] = {}
         """The term of each partition that is owned."""
         self.presences = Presences(
-            self.terms, keeps_presence, limit_bytes=presence_bytes, grace_s=presence_grace_s, clock=clock
+            self.terms,
+            keeps_presence,
+            limit_bytes=presence_bytes,
+            page_bytes=max_payload // 4,
+            grace_s=presence_grace_s,
+            clock=clock,
         )
         self.topics: dict[str, Topic] = {}
         self.published = 0

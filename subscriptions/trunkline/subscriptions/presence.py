@@ -20,9 +20,9 @@ from trunkline.shared.topics import partition_of
 __all__ = ["EdgeMembers", "TopicPresence", "size_of"]
 
 PAGE_MEMBERS: Final = 1000
-PAGE_BYTES: Final = 256 * 1024
 CHANGE_MEMBERS: Final = 100
-"""A change with more members than this says `reload`."""
+CHANGE_BYTES: Final = 32 * 1024
+"""A change with more members or bytes than this says `reload`: it would go to every watcher."""
 TOUCHED_MEMBERS: Final = 10 * CHANGE_MEMBERS
 """Beyond this, what has changed is not gathered any more: it will hardly come out as a small change."""
 MEMBER_BYTES: Final = 320
@@ -31,7 +31,11 @@ MEMBER_BYTES: Final = 320
 
 def size_of(member: Member) -> int:
     """Returns what a member costs in memory, about."""
-    return MEMBER_BYTES + len(member.connection_id) + len(member.user or "") + len(member.info or b"")
+    return MEMBER_BYTES + _encoded_size(member)
+
+
+def _encoded_size(member: Member) -> int:
+    return len(member.connection_id) + len(member.user or "") + len(member.info or b"")
 
 
 class EdgeMembers:
@@ -175,7 +179,7 @@ class TopicPresence:
         self._always.clear()
         self._overflow = False
 
-    def page(self, limit: int, cursor: str) -> PresencePage:
+    def page(self, limit: int, cursor: str, limit_bytes: int) -> PresencePage:
         """Returns members after `cursor`, bounded in number and bytes: at least one, if there is one and `limit` allows."""
         self._always.update(self._before)
         start = bisect_right(self._ids, cursor) if cursor else 0
@@ -183,8 +187,8 @@ class TopicPresence:
         size = 0
         for connection_id in self._ids[start : start + min(limit, PAGE_MEMBERS)]:
             member = self.members[connection_id][0]
-            size += size_of(member)
-            if page and size > PAGE_BYTES:
+            size += _encoded_size(member)
+            if page and size > limit_bytes:
                 break
             page.append(member)
         more = page and start + len(page) < len(self._ids)
@@ -216,7 +220,7 @@ class TopicPresence:
                 joined.append(now)
             else:
                 left.append(before or Member(connection_id))
-        if len(joined) + len(left) > CHANGE_MEMBERS:
+        if len(joined) + len(left) > CHANGE_MEMBERS or sum(map(_encoded_size, joined + left)) > CHANGE_BYTES:
             return self._changed([], [], reload=True)
         if joined or left:
             return self._changed(joined, left)

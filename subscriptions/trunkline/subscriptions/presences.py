@@ -31,6 +31,7 @@ SETTLE_S: Final = 1.0
 """For so long after it has got a partition, an owner knows that it does not know all members."""
 RECENT_S: Final = 10.0
 """Watchers of a topic that has changed within so many seconds are told its version: the last change may have been lost."""
+PAGE_BYTES: Final = 256 * 1024
 TOPIC_SHARE: Final = 4
 """One topic may use this part of an owner's room: 1/4."""
 
@@ -59,6 +60,7 @@ class Presences:
         *,
         limit_bytes: int,
         grace_s: float,
+        page_bytes: int = PAGE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.topics: dict[str, TopicPresence] = {}
@@ -69,6 +71,7 @@ class Presences:
         self._terms = terms
         self._keeps = keeps
         self._limit_bytes = limit_bytes
+        self._page_bytes = page_bytes
         self._grace_s = grace_s
         self._clock = clock
         self._attached: dict[str, set[str]] = {}
@@ -250,7 +253,7 @@ class Presences:
             raise TrunklineError(ErrorCode.UNAVAILABLE, "this owner does not know all members yet", retry_after_s=0.2)
         if presence is None:
             return PresencePage(self._version, term, 0, 0, [])
-        return presence.page(request.limit, request.cursor)
+        return presence.page(request.limit, request.cursor, self._page_bytes)
 
     def _term(self, topic: str) -> int:
         term = self._terms.get(partition_of(check_topic(topic)))
