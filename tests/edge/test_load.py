@@ -96,7 +96,7 @@ def test_an_edge_never_has_more_calls_under_way_than_its_workers_can_hold() -> N
     pool.under_way = 2
     assert not pool.admits(10.0)
     assert (pool.reason(), pool.refusal(0.0).retry_after_s) == ("full", 0.5)
-    pool.done(None)
+    pool.done()
     assert pool.admits(10.0)
 
 
@@ -171,7 +171,7 @@ class Schedules(RuleBasedStateMachine):
     def answer(self, served: Served) -> None:
         if self.under_way[served]:
             self.under_way[served] -= 1
-            self.load.pool(served.channel, served.pool).done(None)
+            self.load.pool(served.channel, served.pool).done()
 
     @invariant()
     def pools_are_those_that_live(self) -> None:

@@ -320,3 +320,23 @@ async def test_ten_thousand_requests_are_each_answered_once(bus: Bus, caller: Ca
         await asyncio.sleep(0)
     results = await asyncio.gather(*futures)
     assert [value(result) for result in results] == list(range(10_000))
+
+
+async def test_each_end_of_a_request_is_told_once(nats: NatsServer, bus: Bus, caller: Caller) -> None:
+    await echo(bus, "a")
+    await serve(bus, "silent")
+    ends: list[str] = []
+
+    def ask(subject: str, name: str, timeout_s: float) -> asyncio.Future[msgspec.Raw]:
+        return caller.request(subject, body(name), timeout_s, lambda: ends.append(name))
+
+    answered, nobody, late = ask("a", "answered", 5.0), ask("nobody", "nobody", 5.0), ask("silent", "late", 0.05)
+    forgotten = ask("silent", "forgotten", 30.0)
+    forgotten.cancel()
+    assert value(await answered) == "answered"
+    assert [await code_of(nobody), await code_of(late)] == ["no_worker", "timeout"]
+    lost = ask("silent", "lost", 30.0)
+    await nats.stop()
+    assert await code_of(lost) == "unavailable"
+    await eventually(lambda: len(ends) == 5)
+    assert sorted(ends) == ["answered", "forgotten", "late", "lost", "nobody"]

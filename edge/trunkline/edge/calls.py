@@ -71,10 +71,8 @@ class Calls:
             encoding=encoding,
             message_id=message_id,
         )
-        future = self._caller.request(subject, wire.encode(call), timeout_s + GRACE_S)
         load.under_way += 1
-        future.add_done_callback(load.done)
-        return future
+        return self._caller.request(subject, wire.encode(call), timeout_s + GRACE_S, load.done)
 
     @staticmethod
     def envelope(

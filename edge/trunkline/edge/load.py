@@ -61,7 +61,7 @@ class Pool:
         """Whether a call that may take `timeout_s` can be sent now."""
         return self.under_way < self.room and self.wait_s <= timeout_s * WAIT_SHARE
 
-    def done(self, _answer: object) -> None:
+    def done(self) -> None:
         """A call of this edge has ended, whatever came of it."""
         self.under_way -= 1
 

@@ -36,10 +36,11 @@ class UnansweredError(TrunklineError):
 
 
 class _Waiting:
-    __slots__ = ("batch", "deadline", "future")
+    __slots__ = ("batch", "deadline", "ended", "future")
 
-    def __init__(self, future: asyncio.Future[msgspec.Raw], deadline: float) -> None:
+    def __init__(self, future: asyncio.Future[msgspec.Raw], deadline: float, ended: Callable[[], None] | None) -> None:
         self.future = future
+        self.ended = ended
         self.deadline = deadline
         self.batch = 0
 
@@ -92,20 +93,23 @@ class Caller:
         """How many requests wait for their answer."""
         return len(self._waiting)
 
-    def request(self, subject: str, body: bytes, timeout_s: float) -> asyncio.Future[msgspec.Raw]:
+    def request(
+        self, subject: str, body: bytes, timeout_s: float, ended: Callable[[], None] | None = None
+    ) -> asyncio.Future[msgspec.Raw]:
         """Asks whoever listens on `subject`. The future gets the result, or a `TrunklineError`: the answer's own, or (as an
         `UnansweredError`) `NO_WORKER` if nobody listens, `TIMEOUT`, `UNAVAILABLE` while the broker is away, `TOO_LARGE`.
 
-        Cancelling the future forgets the request; it may still be served.
+        `ended` is called once, when that is known or nobody waits for it any more; it must not raise. Cancelling the future
+        forgets the request; it may still be served.
         """
-        request_id, future = self.expect(timeout_s)
+        request_id, future = self.expect(timeout_s, ended)
         self._gather(subject, request_id, body)
         return future
 
-    def expect(self, timeout_s: float) -> tuple[int, asyncio.Future[msgspec.Raw]]:
+    def expect(self, timeout_s: float, ended: Callable[[], None] | None = None) -> tuple[int, asyncio.Future[msgspec.Raw]]:
         """Returns an id, and what becomes of a request that reaches its answerer under this id some other way."""
         self._last_id = request_id = self._last_id + 1
-        waiting = _Waiting(self._loop.create_future(), self._loop.time() + timeout_s)
+        waiting = _Waiting(self._loop.create_future(), self._loop.time() + timeout_s, ended)
         self._waiting[request_id] = waiting
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -131,7 +135,10 @@ class Caller:
             waiting = self._waiting.pop(answer.id, None)
             if waiting is None:
                 self._late.inc()
-            elif not waiting.future.done():
+                continue
+            if waiting.ended is not None:
+                waiting.ended()
+            if not waiting.future.done():
                 if answer.failure is None:
                     waiting.future.set_result(answer.result)
                 else:
@@ -171,7 +178,11 @@ class Caller:
 
     def _fail(self, request_id: int, code: str, message: str, retry_after_s: float | None = None) -> None:
         waiting = self._waiting.pop(request_id, None)
-        if waiting is not None and not waiting.future.done():
+        if waiting is None:
+            return
+        if waiting.ended is not None:
+            waiting.ended()
+        if not waiting.future.done():
             waiting.future.set_exception(UnansweredError(code, message, retry_after_s=retry_after_s))
 
     def _fail_batch(self, number: int) -> None:
