@@ -21,7 +21,7 @@ from trunkline.app import Channel, ChannelError, Context, TopicFeed
 from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.shared.topics import PARTITIONS
 from trunkline.subscriptions.functions import Functions
-from trunkline.subscriptions.namespace import Namespace
+from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 from trunkline.subscriptions.owner import Owner
 from trunkline.subscriptions.service import SubscriptionService
 from trunkline.subscriptions.settings import SubscriptionSettings
@@ -49,6 +49,7 @@ class Source:
         self.closing = asyncio.Event()
         """Until it is set, `finally` waits."""
         self.closing.set()
+        self.finally_s = 0.0
 
         @self.channel.topic("count.{name}", history=history)
         async def policy(ctx: Context, name: str) -> bool:
@@ -71,6 +72,7 @@ class Source:
                     await asyncio.sleep(0.005)
             finally:
                 await self.closing.wait()
+                await asyncio.sleep(self.finally_s)
                 self.running[name] -= 1
                 self.events.append(f"ends {name}")
 
@@ -315,8 +317,35 @@ async def test_one_that_is_closed_while_its_last_value_waits_for_the_log_does_no
 # ------------------------------------------------------------------------------------------------ other owners
 
 
+async def test_an_owner_that_is_not_trusted_ends_it_at_once_and_starts_it_again_when_it_is() -> None:
+    source = Source()
+    assert source.channel.routes
+    trusted = True
+    owner: Owner
+    tasks = Tasks("functions", fail_with(asyncio.get_running_loop().create_future()))
+    functions = Functions(source.channel.subscription_functions, {}, tasks, lambda: trusted, most=10, close_s=1.0)
+    owner = Owner(
+        lambda: None, lambda _topic: None, lambda _name: EPHEMERAL, max_payload=4096, on_interest=functions.interest
+    )
+    functions.start(owner)
+    owner.claim(dict.fromkeys(range(PARTITIONS), 1))
+    owner.attach("count.a", "edge", lambda _outcome: None)
+    topic = owner.topics["count.a"]
+    await eventually(lambda: topic.offset >= 3)
+    trusted = False
+    top = topic.offset
+    await eventually(lambda: source.events == ["begins a", "ends a"])
+    assert topic.offset == top, "it published nothing more"
+    trusted = True
+    await eventually(lambda: source.events == ["begins a", "ends a", "begins a"])
+    await eventually(lambda: topic.offset > top)
+    functions.drop(range(PARTITIONS))
+    assert await tasks.close(5.0)
+
+
 async def test_a_hand_over_ends_it_before_the_next_owner_begins_and_no_number_is_missing() -> None:
     source = Source()
+    source.finally_s = 0.2
     async with cluster(source.channel) as trunkline, trunkline.connect() as ada:
         await subscribed(ada, "count.a")
         found = await numbers(ada, FEW)

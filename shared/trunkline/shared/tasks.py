@@ -21,7 +21,7 @@ import uvloop
 from trunkline.shared import logs, metrics
 from trunkline.shared.settings import CommonSettings
 
-__all__ = ["Service", "TaskEndedError", "Tasks", "backoff_s", "every", "fail_with", "run_service"]
+__all__ = ["Fail", "Service", "TaskEndedError", "Tasks", "backoff_s", "every", "fail_with", "run_service"]
 
 T = TypeVar("T")
 Fail = Callable[[BaseException], object]

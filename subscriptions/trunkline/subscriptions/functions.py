@@ -107,7 +107,7 @@ class Functions:
         self._leaving: set[int] = set()
         self._running = 0
         self._expected: list[Manifest] = []
-        self._reminded: dict[str, float] = {}
+        self._said: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
 
     def start(self, owner: Owner) -> None:
@@ -188,9 +188,7 @@ class Functions:
             entry = manifest.function_of(topic.name)
             if entry is not None:
                 functions_missing.inc()
-                now = self._loop.time()
-                if now - self._reminded.get(entry.pattern, float("-inf")) > REMIND_S:
-                    self._reminded[entry.pattern] = now
+                if self._is_news(f"{MISSING} {entry.pattern}"):
                     log.error(
                         "a topic has subscribers and nobody feeds it: give all subscription services the app of the workers "
                         "(trunkline subscriptions APP)",
@@ -199,6 +197,14 @@ class Functions:
                         pattern=entry.pattern,
                     )
                 return
+
+    def _is_news(self, what: str) -> bool:
+        """Whether it was not said within the last minute: there may be thousands of topics of one pattern."""
+        now = self._loop.time()
+        if now - self._said.get(what, float("-inf")) < REMIND_S:
+            return False
+        self._said[what] = now
+        return True
 
     def _drop(self, found: Iterable[_Fed]) -> list[asyncio.Task[Exception | None]]:
         dropped = list(found)
@@ -259,7 +265,7 @@ class Functions:
     def _start(self, fed: _Fed) -> None:
         topic = self._owner.topics[fed.name]
         if self._running >= self._most:
-            fed.error = f"this instance runs {self._most} functions already (setting `functions`)"
+            fed.error = f"this instance runs {self._most} functions already (setting `functions`); it is tried again"
             self._refused(fed, "limit", failed=True)
             return
         feed = TopicFeed(fed.name)
@@ -278,7 +284,8 @@ class Functions:
 
     def _refused(self, fed: _Fed, outcome: str, *, failed: bool) -> None:
         function_ends.labels(outcome).inc()
-        log.error("a subscription function cannot start", topic=fed.name, function=repr(fed.function), reason=fed.error)
+        if self._is_news(f"{outcome} {fed.function.pattern.pattern}"):
+            log.error("a subscription function cannot start", topic=fed.name, function=repr(fed.function), reason=fed.error)
         fed.feed.ended(failed, self._loop.time())
 
     async def _run(self, fed: _Fed, topic: Topic, generator: AsyncGenerator[Any, None], feed: TopicFeed) -> Exception | None:

@@ -16,9 +16,6 @@ import msgspec
 from prometheus_client import Counter, Gauge
 
 from trunkline.app.channel import Channel
-from trunkline.app.feeds import one_per_pattern
-from trunkline.app.loader import channels_of
-from trunkline.app.resources import Resources, shared_resources
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message, Subscription
 from trunkline.shared.effects import BusEffects
@@ -40,6 +37,7 @@ from trunkline.subscriptions.bridges import Bridges
 from trunkline.subscriptions.forwarding import Forwarder
 from trunkline.subscriptions.functions import Functions
 from trunkline.subscriptions.gateway import Gateway
+from trunkline.subscriptions.hosted import HostedApp
 from trunkline.subscriptions.inspecting import Inspector
 from trunkline.subscriptions.log import TopicLog
 from trunkline.subscriptions.namespace import Namespaces
@@ -59,7 +57,6 @@ SETTLE_S: Final = 2.0
 """How long a hand-over waits for the log; then publishers get an error, and try again with the new owner."""
 HAND_OVER_S: Final = 5.0
 FORWARDS_S: Final = 2.0
-RESOURCES_S: Final = 2.0
 POLL_S: Final = 0.005
 LOG_S: Final = 2.0
 """JetStream does not answer what it is asked while it elects a leader: a wait ends soonest by asking again soon."""
@@ -92,7 +89,7 @@ class SubscriptionService:
         fail = fail_with(self.failed)
         self.instance = secrets.token_hex(4)
         self._settings = settings
-        self._app = settings.app if channels is None else channels
+        self._app = HostedApp(settings.app if channels is None else channels, fail)
         self._subjects = Subjects(settings.prefix)
         self._bus = Bus(settings, ROLE, self.instance, fail)
         self._tasks = Tasks(ROLE, fail)
@@ -135,8 +132,6 @@ class SubscriptionService:
         self._functions: Functions
         self._sessions: Sessions
         self._function_tasks = Tasks("functions", fail)
-        self._resource_tasks = Tasks("resources", fail)
-        self._resources: Resources | None = None
         self._owner: Owner
         self._announcer: Announcer
         self._log: TopicLog
@@ -156,16 +151,10 @@ class SubscriptionService:
 
         Raises `ChannelError` for an app that cannot work, before anything is connected.
         """
-        channels = channels_of(self._app)
-        functions = one_per_pattern(function for channel in channels for function in channel.subscription_functions)
-        stateful = {function.channel: function for channel in channels if (function := channel.session_function)}
-        wanted = {kind for function in functions for kind in function.resources}
-        wanted |= {kind for function in stateful.values() for kind in function.resources}
-        self._resources = Resources(shared_resources(channels, wanted), self._resource_tasks)
-        resources = await self._resources.open(self._settings.resource_timeout_s)
+        await self._app.open(self._settings.resource_timeout_s)
         self._functions = Functions(
-            functions,
-            resources,
+            self._app.subscription_functions,
+            self._app.resources,
             self._function_tasks,
             lambda: self._ownership.trusted,
             most=self._settings.functions,
@@ -196,8 +185,8 @@ class SubscriptionService:
             on_interest=self._functions.interest,
         )
         self._sessions = Sessions(
-            stateful,
-            resources,
+            self._app.session_functions,
+            self._app.resources,
             self._function_tasks,
             self._caller,
             self._answerer,
@@ -236,9 +225,7 @@ class SubscriptionService:
         if self._subscriptions:
             await self.lost(list(self._subscriptions))
         await self._function_tasks.close(self._settings.function_close_s)
-        if self._resources is not None:
-            await self._resources.close(RESOURCES_S)
-            await self._resource_tasks.close(RESOURCES_S)
+        await self._app.close()
         self._answerer.flush()
         self._caller.flush()
         self._caller.stop()
