@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.cli.faults.checker import Kind, check
+from trunkline.cli.faults.checker import check
 from trunkline.cli.faults.records import (
     Event,
     Interrupted,
@@ -22,6 +22,7 @@ from trunkline.cli.faults.records import (
     Topic,
     View,
 )
+from trunkline.cli.faults.violations import Kind
 from trunkline.shared.positions import Position
 
 E1, E2 = "epoch1", "epoch2"

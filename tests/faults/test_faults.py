@@ -14,7 +14,17 @@ from trunkline.cli.faults.schedule import select
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(120)]
 
-FOUND = {"drop-append": {"log"}, "deliver-twice": {"twice"}, "swap": {"gap", "order"}, "skip": {"gap", "lost"}}
+FOUND = {
+    "acknowledge-first": {"unhandled"},
+    "publish-again": {"twice"},
+    "several-at-once": {"order"},
+    "drop-append": {"log"},
+    "deliver-twice": {"twice"},
+    "swap": {"gap", "order"},
+    "skip": {"gap", "lost"},
+}
+ALLOWED = {"acknowledge-first": {"dead"}}
+"""It depends on chance whether there was poison among the actions."""
 
 
 async def run(plan: Plan, directory: Path) -> Outcome:
@@ -30,8 +40,9 @@ async def run(plan: Plan, directory: Path) -> Outcome:
         (2, ["owner-split"], Size(owners=2)),
         (3, ["edge-*", "clients-*", "worker-*"], Size(workers=2)),
         (4, ["*"], Size(nats=3)),
+        (5, ["worker-*"], Size(workers=3)),
     ],
-    ids=["owners", "two owners at once", "edges", "everything, on three brokers"],
+    ids=["owners", "two owners at once", "edges", "everything, on three brokers", "workers"],
 )
 async def test_promises_hold(seed: int, kinds: list[str], size: Size, tmp_path: Path) -> None:
     outcome = await run(Plan(seed=seed, seconds=18.0, kinds=select(kinds), size=size, rate=100.0, subscribers=4), tmp_path)
@@ -39,11 +50,13 @@ async def test_promises_hold(seed: int, kinds: list[str], size: Size, tmp_path: 
     assert outcome.settled_s is not None
     assert outcome.stalls, "no fault was inflicted"
     assert outcome.acknowledged > 300
+    assert outcome.actions > 100
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
 async def test_broken_build_is_found(defect: str, tmp_path: Path) -> None:
     size = Size(owners=1, edges=1)
-    plan = Plan(seed=1, seconds=4.0, kinds=[], size=size, rate=100.0, subscribers=2, topics=4, defect=defect)
+    plan = Plan(seed=1, seconds=4.0, kinds=[], size=size, rate=100.0, subscribers=2, topics=4, actions=80.0, defect=defect)
     outcome = await run(plan, tmp_path)
-    assert {violation.kind for violation in outcome.violations} == FOUND[defect]
+    kinds = {violation.kind for violation in outcome.violations}
+    assert FOUND[defect] <= kinds <= FOUND[defect] | ALLOWED.get(defect, set())

@@ -82,11 +82,57 @@ def _skip() -> None:
     _patch_tell("skip")
 
 
+def _acknowledge_first() -> None:
+    """Events are acknowledged before they are handled."""
+    from trunkline.shared.puller import Delivery
+    from trunkline.workers.events import Events
+
+    take = Events._take
+
+    def broken(self: Events, consumer: str, delivery: Delivery) -> None:
+        delivery.ack()
+        take(self, consumer, delivery)
+
+    Events._take = broken  # type: ignore[method-assign]
+
+
+def _publish_again() -> None:
+    """Each attempt at an event publishes under keys of its own."""
+    from trunkline.app.context import Environment
+
+    Environment.publication_key = lambda self, topic: None  # type: ignore[method-assign]
+
+
+def _several_at_once() -> None:
+    """Events of one key are given out before the one before them is done."""
+    import msgspec
+
+    from trunkline.shared.event_log import EventLog, Pools
+    from trunkline.shared.puller import Puller
+    from trunkline.shared.streams import Consumer
+    from trunkline.shared.subjects import Subjects
+
+    consumers, start = EventLog.consumers, Puller.start
+
+    def more_pending(self: EventLog, subjects: Subjects, pools: Pools) -> list[Consumer]:
+        return [msgspec.structs.replace(each, max_ack_pending=20_000) for each in consumers(self, subjects, pools)]
+
+    async def more_credit(self: Puller) -> None:
+        self._credit = max(4, self._credit)
+        await start(self)
+
+    EventLog.consumers = more_pending  # type: ignore[method-assign]
+    Puller.start = more_credit  # type: ignore[method-assign]
+
+
 DEFECTS: Final = {
     "drop-append": ("subscriptions", _drop_append),
     "deliver-twice": ("edge", _deliver_twice),
     "swap": ("edge", _swap),
     "skip": ("edge", _skip),
+    "acknowledge-first": ("workers", _acknowledge_first),
+    "publish-again": ("workers", _publish_again),
+    "several-at-once": ("workers", _several_at_once),
 }
 """By name: the role that is broken, and what breaks it."""
 

@@ -11,31 +11,15 @@ import heapq
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
-import msgspec
-
+from trunkline.cli.faults.handled import check_actions
 from trunkline.cli.faults.records import Interrupted, Log, Published, Records, Resumed, Seen, Started, Topic, View
+from trunkline.cli.faults.violations import Kind, Violation
 from trunkline.shared.positions import Position
 
-__all__ = ["Kind", "Violation", "check"]
-
-Kind = Literal["lost", "log", "twice", "order", "gap", "conflict", "epoch", "behind"]
+__all__ = ["check"]
 
 WITHOUT_END = 2**62
-
-
-class Violation(msgspec.Struct, frozen=True):
-    """A broken promise.
-
-    `lost`: acknowledged and never seen; `log`: acknowledged or seen, and not in the log; `twice`: seen or logged again;
-    `order`: earlier than its predecessor; `gap`: a step over something without a word; `conflict`: two publications at one
-    position; `epoch`: a log began anew; `behind`: a subscriber that is not at the top in the end.
-    """
-
-    kind: Kind
-    topic: str
-    text: str
 
 
 def check(records: Records) -> list[Violation]:
@@ -51,6 +35,7 @@ def check(records: Records) -> list[Violation]:
         found += _check_topic(
             topic, published[topic.name], views[topic.name], records.tops.get(topic.name), records.logs.get(topic.name)
         )
+    found += check_actions(records, _check_order)
     return found
 
 
@@ -79,7 +64,7 @@ def _check_topic(
         epochs |= {position.epoch for position in (top, None if log is None else log.position) if position is not None}
         if len(epochs) > 1:
             yield Violation("epoch", topic.name, f"the log began anew: {', '.join(sorted(epochs))}")
-        yield from _check_order(topic, acknowledged)
+        yield from _check_order(topic.name, acknowledged)
         yield from _check_log(topic, log, places)
 
 
@@ -172,7 +157,7 @@ class _Walk:
         return any(first <= position.offset <= last for first, last in self._excused[position.epoch])
 
 
-def _check_order(topic: Topic, acknowledged: list[tuple[Published, Position]]) -> Iterator[Violation]:
+def _check_order(topic: str, acknowledged: list[tuple[Published, Position]]) -> Iterator[Violation]:
     """What was sent after another one was acknowledged comes after it."""
     settled: list[tuple[float, int, int, str]] = []
     highest: dict[str, tuple[int, int]] = {}
@@ -182,9 +167,7 @@ def _check_order(topic: Topic, acknowledged: list[tuple[Published, Position]]) -
             highest[epoch] = max(highest.get(epoch, (0, 0)), (offset, id_))
         before = highest.get(position.epoch)
         if before is not None and before[0] > position.offset:
-            yield Violation(
-                "order", topic.name, f"{each.id} got {position} after {before[1]} was acknowledged at {before[0]}"
-            )
+            yield Violation("order", topic, f"{each.id} got {position} after {before[1]} was acknowledged at {before[0]}")
         heapq.heappush(settled, (each.settled_at, position.offset, each.id, position.epoch))
 
 

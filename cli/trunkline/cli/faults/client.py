@@ -47,9 +47,9 @@ class PlainClient:
             raise ClosedError(f"cannot connect: {error}") from error
         return cls(socket)
 
-    async def send(self, action: str, fields: dict[str, Any]) -> int:
+    async def send(self, action: str, fields: dict[str, Any], message_id: int | str | None = None) -> int | str:
         """Sends a message, and returns the id that its answer will have. Raises `ClosedError`."""
-        message_id = next(self._ids)
+        message_id = next(self._ids) if message_id is None else message_id
         try:
             await self._socket.send_str(json.dumps({"action": action, "id": message_id, **fields}))
         except (aiohttp.ClientError, OSError) as error:
@@ -64,10 +64,12 @@ class PlainClient:
         decoded: dict[str, Any] = json.loads(message.data)
         return decoded
 
-    async def ask(self, action: str, timeout_s: float, **fields: Any) -> dict[str, Any]:
+    async def ask(
+        self, action: str, timeout_s: float, *, message_id: int | str | None = None, **fields: Any
+    ) -> dict[str, Any]:
         """Returns the answer; what else comes meanwhile is dropped. Raises `ClosedError`, `AnswerError`, `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
-            wanted = await self.send(action, fields)
+            wanted = await self.send(action, fields, message_id)
             while (message := await self.receive()).get("id") != wanted:
                 pass
         if "error" in message:

@@ -27,7 +27,7 @@ MODULE: Final = "trunkline.cli"
 BROKEN: Final = "trunkline.cli.faults.broken"
 SETTINGS: Final = {
     "edge": {"AUTH": "none", "PORT": "0", "DRAIN_S": "0.5", "CALL_TIMEOUT_S": "2", "SUBSCRIBE_TIMEOUT_S": "2"},
-    "workers": {},
+    "workers": {"EVENT_ACK_WAIT_S": "2"},
     "subscriptions": {},
 }
 
@@ -95,6 +95,8 @@ class Cluster:
         settings["BUCKET_REPLICAS"] = str(self._size.nats)
         if role == "subscriptions":
             settings["REPLICAS"] = str(self._size.nats)
+        elif role == "workers":
+            settings["EVENT_REPLICAS"] = str(self._size.nats)
         broken = self._defect is not None and DEFECTS[self._defect][0] == role
         command = [BROKEN, str(self._defect), *arguments] if broken else [MODULE, *arguments]
         process = Process(name, self._output, partial(role_launch, command, role, self._directory, name, settings))

@@ -44,6 +44,7 @@ def faults(
     edges: Annotated[int, typer.Option(min=1, max=8, help="Edges.")] = 2,
     workers: Annotated[int, typer.Option(min=1, max=8, help="Workers.")] = 1,
     rate: Annotated[float, typer.Option(min=1, max=5000, help="Publications per second in all.")] = 150.0,
+    actions: Annotated[float, typer.Option(min=1, max=5000, help="Durable actions per second in all.")] = 40.0,
     subscribers: Annotated[int, typer.Option(min=1, max=500, help="Clients that hear every topic.")] = 8,
     topics: Annotated[int, typer.Option(min=1, max=100, help="Topics.")] = 12,
     defect: Annotated[
@@ -70,6 +71,7 @@ def faults(
         rate=rate,
         subscribers=subscribers,
         topics=topics,
+        actions=actions,
         defect=defect,
     )
     directory = keep or Path(tempfile.mkdtemp(prefix="trunkline-faults-"))

@@ -6,7 +6,7 @@ import msgspec
 
 from trunkline.shared.positions import Position
 
-__all__ = ["Event", "Interrupted", "Log", "Published", "Records", "Resumed", "Seen", "Started", "Topic", "View"]
+__all__ = ["Action", "Event", "Interrupted", "Log", "Published", "Records", "Resumed", "Seen", "Started", "Topic", "View"]
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -65,6 +65,23 @@ class View(msgspec.Struct):
     events: list[Event]
 
 
+class Action(msgspec.Struct):
+    """A durable action, whose handler publishes its id into `topic`; all of an `ordered` topic have one key.
+
+    `acknowledged`: at `settled_at`, its client was told that it is logged, or handled. `poison`: handlers fail until the
+    end.
+    """
+
+    id: int
+    topic: str
+    client: str
+    sent_at: float
+    settled_at: float = 0.0
+    acknowledged: bool = False
+    ordered: bool = False
+    poison: bool = False
+
+
 class Log(msgspec.Struct):
     """What the log of a topic holds at the end: where it stands, and `(offset, id)` in order."""
 
@@ -73,10 +90,12 @@ class Log(msgspec.Struct):
 
 
 class Records(msgspec.Struct):
-    """A whole run. `tops` is where each topic stood when everything had settled."""
+    """A whole run. `tops` is where each topic stood when everything had settled; `dead` are actions that were given up."""
 
     topics: list[Topic]
     published: list[Published]
     views: list[View]
     tops: dict[str, Position]
     logs: dict[str, Log]
+    actions: list[Action] = []
+    dead: list[int] = []

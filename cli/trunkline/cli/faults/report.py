@@ -32,6 +32,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "faults": len(outcome.stalls),
         "published": outcome.published,
         "acknowledged": outcome.acknowledged,
+        "actions": outcome.actions,
         "seen": outcome.seen,
         "reconnects": outcome.reconnects,
         "interruptions": dict(outcome.interruptions),
@@ -58,7 +59,8 @@ def show(outcome: Outcome, console: Console) -> None:
     told = ", ".join(f"{count} {how}" for how, count in sorted(outcome.interruptions.items())) or "none"
     console.print(
         f"seed {outcome.plan.seed}: {len(outcome.stalls)} faults, {outcome.published} publications, "
-        f"{outcome.acknowledged} acknowledged, {outcome.seen} seen, {outcome.reconnects} reconnects. "
+        f"{outcome.acknowledged} acknowledged, {outcome.seen} seen, {outcome.actions} durable actions, "
+        f"{outcome.reconnects} reconnects. "
         f"Interruptions: {told}. All at the top: {settled}.",
         highlight=False,
     )

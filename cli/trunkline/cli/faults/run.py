@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +13,16 @@ import aiohttp
 import msgspec
 
 from trunkline.cli.dev.output import Output
-from trunkline.cli.faults.channel import LONG, SHORT
-from trunkline.cli.faults.checker import Violation, check
+from trunkline.cli.faults.actions import ActionLoad, Aftermath
+from trunkline.cli.faults.channel import ANTIDOTE, LONG, SHORT
+from trunkline.cli.faults.checker import check
 from trunkline.cli.faults.client import AnswerError, ClosedError, PlainClient
 from trunkline.cli.faults.cluster import Cluster, Size
 from trunkline.cli.faults.publishers import BusPublisher, Load, SocketPublisher
 from trunkline.cli.faults.records import Interrupted, Log, Published, Records, Topic
 from trunkline.cli.faults.schedule import Fault, bound_s, draw
 from trunkline.cli.faults.subscriber import Subscriber
+from trunkline.cli.faults.violations import Violation
 from trunkline.cli.mistakes import ExitCode, Mistake
 from trunkline.shared.positions import Position
 from trunkline.shared.settings import CommonSettings
@@ -31,6 +34,10 @@ WARM_UP_S: Final = 20.0
 SETTLE_S: Final = 20.0
 LAST_ANSWERS_S: Final = 30.0
 ASK_S: Final = 5.0
+EVENTS_S: Final = 40.0
+"""So long may the events of a run take that are not handled when its load ends."""
+WORK: Final = 2
+STEPS: Final = 4
 PAGE: Final = 1000
 POLL_S: Final = 0.1
 
@@ -45,6 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rate: float = 150.0
     subscribers: int = 8
     topics: int = 12
+    actions: float = 40.0
     defect: str | None = None
 
 
@@ -64,9 +72,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     violations: Sequence[Violation]
     stalls: Sequence[Stall]
     settled_s: float | None
-    """From the end of the load until all subscribers were at the top; None: never."""
+    """From when the last event was handled until all subscribers were at the top; None: never."""
     published: int
     acknowledged: int
+    actions: int
+    """Durable actions that were acknowledged."""
     seen: int
     reconnects: int
     interruptions: Mapping[str, int]
@@ -82,7 +92,12 @@ class Run:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks = Tasks("faults", fail_with(self._failed))
         self._cluster = Cluster(plan.size, directory, output, self._tasks, plan.defect)
-        self._topics = _topics(plan.topics)
+        self._published_topics = _topics(plan.topics)
+        self._work = [Topic(f"work.{number}", LONG) for number in range(WORK)]
+        self._steps = [Topic(f"step.{number}", LONG) for number in range(STEPS)]
+        self._topics = [*self._published_topics, *self._work, *self._steps]
+        self._antidote = directory / "antidote"
+        os.environ[ANTIDOTE] = str(self._antidote)
         self._session = aiohttp.ClientSession()
         self._subscribers: list[Subscriber] = []
         self._began: dict[Fault, float] = {}
@@ -104,20 +119,30 @@ class Run:
             following.append(self._tasks.start(subscriber.run(), subscriber.name, essential=True))
         await self._until(lambda: all(len(each.positions) == len(names) for each in self._subscribers), WARM_UP_S)
 
-        load = Load(names, plan.rate, random.Random(f"{plan.seed} load"))
+        load = Load([topic.name for topic in self._published_topics], plan.rate, random.Random(f"{plan.seed} load"))
         loading = self._tasks.start(load.run(await self._publishers()), "load")
+        actions = ActionLoad(
+            [topic.name for topic in self._work],
+            [topic.name for topic in self._steps],
+            plan.actions,
+            random.Random(f"{plan.seed} actions"),
+        )
+        acting = self._tasks.start(actions.run(self._session, doors), "actions")
         started_at = self._loop.time()
         faults = draw(plan.seed, plan.seconds, plan.kinds, cluster.targets())
         await self._inflict(faults, started_at + plan.seconds)
         self._say("settling")
         await cluster.ready()
         load.stop()
+        actions.stop()
         ended_at = self._loop.time()
         try:
             async with asyncio.timeout(LAST_ANSWERS_S):
-                await loading
+                await asyncio.gather(loading, acting)
         except TimeoutError:
             raise Mistake(f"publishers wait for their last answers for {LAST_ANSWERS_S:g} s", ExitCode.FAILED) from None
+        dead = await self._finish_events()
+        handled_at = self._loop.time()
         tops, settled_at = await self._settle()
         for task in following:
             task.cancel()
@@ -129,8 +154,10 @@ class Run:
             views=[view for each in self._subscribers for view in each.views.values()],
             tops=tops,
             logs=await self._logs(),
+            actions=actions.actions,
+            dead=dead,
         )
-        settled_s = None if settled_at is None else settled_at - ended_at
+        settled_s = None if settled_at is None else settled_at - handled_at
         return self._outcome(records, settled_s, ended_at), records
 
     async def close(self) -> None:
@@ -174,6 +201,19 @@ class Run:
             raise Mistake(f"the subscribers are not subscribed after {timeout_s:g} s", ExitCode.FAILED) from None
 
     # ------------------------------------------------------------------ the end
+
+    async def _finish_events(self) -> list[int]:
+        """Returns when all events are handled, those that were given up at the second try; the ids of these."""
+        self._say("waiting for the last events")
+        aftermath = Aftermath(self._cluster.nats_url, self._antidote)
+        await aftermath.start()
+        try:
+            await aftermath.handled(EVENTS_S)
+            dead = await aftermath.revive()
+            await aftermath.handled(EVENTS_S)
+        finally:
+            await aftermath.stop()
+        return dead
 
     async def _settle(self) -> tuple[dict[str, Position], float | None]:
         deadline = self._loop.time() + SETTLE_S
@@ -241,6 +281,7 @@ class Run:
             settled_s=settled_s,
             published=len(records.published),
             acknowledged=sum(1 for each in records.published if each.position is not None),
+            actions=sum(1 for each in records.actions if each.acknowledged),
             seen=seen,
             reconnects=sum(each.connects - 1 for each in self._subscribers),
             interruptions=interruptions,

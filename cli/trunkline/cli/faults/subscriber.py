@@ -35,7 +35,7 @@ class Subscriber:
         self._edges = edges
         self._dice = dice
         self._client: PlainClient | None = None
-        self._asked: dict[int, str] = {}
+        self._asked: dict[int | str, str] = {}
         self._again: list[str] = []
 
     async def run(self) -> None:
