@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from tests.support.nats import NatsServer, eventually, nats_server
 
-from trunkline.shared.bus import Bus
+from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.puller import Delivery, Puller, parse_acknowledgement_subject
 from trunkline.shared.settings import CommonSettings
@@ -438,3 +438,20 @@ async def test_with_a_credit_of_bytes_no_more_is_asked_for_than_one_batch_beyond
         done.append(held[len(done)])
         done[-1].ack()
         puller.release(1, size)
+
+
+@pytest.mark.usefixtures("streams")
+async def test_the_end_of_a_pull_may_overtake_its_messages(bus: Bus, start: Start) -> None:
+    """In a cluster, a message waits until its delivery is replicated, and "Batch Completed" does not. It was taken for the
+    end, and the message given back, and given back again, each time with a higher count, until it was nobody's any more.
+    """
+    got: list[Delivery] = []
+    puller = await start(got.append, 1)
+    await eventually(lambda: puller._asked)
+    headers = b"NATS/1.0 409 Batch Completed\r\nNats-Pending-Messages: 0\r\n\r\n"
+    puller._receive(puller._inbox, Message(puller._reply, b"", "", headers))
+    reply = "$JS.ACK.EVENTS.pool.1.17.21.1700000000000000000.0"
+    puller._receive(puller._inbox, Message("event.a", b"late", reply, None))
+    assert [delivery.data for delivery in got] == [b"late"]
+    puller._receive(puller._inbox, Message("event.a", b"too much", reply, None))
+    assert len(got) == 1

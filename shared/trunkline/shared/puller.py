@@ -273,16 +273,17 @@ class Puller:
         if message.headers is not None and "Status" in message.headers and not message.data:
             self._heard = True
             if self._asked and message.subject == self._reply:
-                self._on_status(message.headers["Status"], message.headers.get("Description", ""))
+                self._on_status(message.headers)
             return
         delivery = Delivery(self._bus, message)
-        if inbox != self._inbox or not self._asked:
+        # One that comes after the server's last word on its pull is taken if there is a slot.
+        if inbox != self._inbox or not (self._asked or self._busy < self._credit):
             self._refused.inc()
             delivery.nak()
             return
         self._heard = True
         self._failures = 0
-        self._asked -= 1
+        self._asked = max(0, self._asked - 1)
         self._busy += 1
         if self._credit_bytes is not None:
             self._busy_bytes += len(delivery.data)
@@ -297,11 +298,15 @@ class Puller:
             delivery.nak(FAILED_DELAY_S)
             self.release(size_bytes=len(delivery.data) if self._credit_bytes is not None else 0)
 
-    def _on_status(self, status: str, description: str) -> None:
+    def _on_status(self, headers: dict[str, str]) -> None:
+        status, description = headers["Status"], headers.get("Description", "")
         if status == _HEARTBEAT:
             self._failures = 0
             return
-        self._asked = 0
+        # In a cluster this overtakes messages, which wait until their delivery is replicated: all but these are coming.
+        self._asked -= min(int(headers.get("Nats-Pending-Messages", self._asked)), self._asked)
+        if self._asked:
+            return
         if status in _NORMAL_ENDS or description in _BYTES_EXHAUSTED:
             self._failures = 0
             self._arm_soon()

@@ -46,6 +46,8 @@ BEATS: Final = 3
 ORDERED_PULL_S: Final = 120.0
 ORDERED_HEARTBEAT_S: Final = 3.0
 """There are many consumers of ordered events, and most of them idle."""
+NOT_BEGUN: Final = 2
+"""Deliveries of an event that may have been no attempts: its worker stopped, or lost its connection, before it began."""
 BURIAL_AGAIN_S: Final = 5.0
 LAG_S: Final = 10.0
 ERROR_CHARACTERS: Final = 1000
@@ -212,7 +214,7 @@ class Events:
         if period_s and is_over(call.message_id, time.time(), period_s):
             self._conclude(held, event, "left out", delivery.ack)
             return
-        if attempt > declared.retries + 1:
+        if attempt > declared.retries + 1 + NOT_BEGUN:
             self._bury(held, event, "worker lost", "each worker that had this event ended before it was done")
             return
         call.timeout_s = float("inf")  # the client's patience is over long before the event is
