@@ -1,4 +1,6 @@
-"""What the peers do, on Trunkline: an action that sends its text back, and a topic that anybody may use."""
+"""What the peers do, on Trunkline: an action that sends its text back, once plain and once durable, and topics that anybody
+may use.
+"""
 
 from pydantic import BaseModel
 
@@ -13,6 +15,11 @@ class Text(BaseModel):
 
 @bench.on("echo")
 async def echo(ctx: Context, message: Text) -> Text:
+    return message
+
+
+@bench.on("record", durable=True)
+async def record(ctx: Context, message: Text) -> Text:
     return message
 
 

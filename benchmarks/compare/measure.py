@@ -20,6 +20,7 @@ FRAME_BYTES = 115
 CALL_CONNECTIONS = 256
 MANY_TOPICS = 1_000
 IN_FLIGHT = 512
+DURABLE_CONNECTIONS = 512
 COMMON_RATE = 4.0
 """Publications per second at which every target is compared: the slowest of them keeps up with that."""
 P99_LIMIT_MS = 60.0
@@ -48,6 +49,7 @@ class Measured:
     """Search for the highest rate within the limit of latency."""
     common: dict[str, Any] | None = None
     calls: dict[str, Any] | None = None
+    durable: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     connects: dict[str, Any] | None = None
     hot: dict[str, Any] | None = None
@@ -128,6 +130,10 @@ def _bench_figures(target: Target, running: Running, effort: Effort) -> Iterator
         calls = ["calls", f"ws://{origin}{target.calls_path}", *target.calls]
         calls += ["--connections", str(CALL_CONNECTIONS), "--duration", str(effort.step_s * 2)]
         yield "calls", lambda _: calls
+    if target.durable:
+        duration = ["--duration", str(effort.step_s * 2)]
+        durable = ["calls", f"ws://{origin}{target.calls_path}", *target.durable, *duration]
+        yield "durable", lambda _: [*durable, "--connections", str(DURABLE_CONNECTIONS)]
     if target.idle_path:
         url, count = f"ws://{origin}{target.idle_path}", ["--connections", str(effort.idle_connections)]
         yield "memory", lambda _: ["memory", url, "--pid", str(running.pid), *count]

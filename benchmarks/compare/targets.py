@@ -39,6 +39,8 @@ class Target:
     """Publications per second at which the search begins."""
     calls: tuple[str, ...] = ()
     calls_path: str = "/"
+    durable: tuple[str, ...] = ()
+    """The same for calls that are logged before they are handled."""
     idle_path: str = ""
     """Where connections can be left idle; empty if memory and connects are not measured."""
     publish: str = ""
@@ -127,6 +129,7 @@ TARGETS = (
         start_rate=250,
         calls=ECHO,
         calls_path="/ws/bench",
+        durable=("--request", '{"action":"record","text":"%payload%"}'),
         idle_path="/ws/bench",
     ),
     Target(

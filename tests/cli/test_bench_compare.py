@@ -72,3 +72,10 @@ def test_nothing_is_left_running() -> None:
 
 def test_targets_have_keys_of_their_own() -> None:
     assert len({target.key for target in TARGETS}) == len(TARGETS)
+
+
+def test_durable_actions_are_held_against_bare_appends() -> None:
+    ours = Measured("Trunkline", durable={"calls_per_s": 4_000.0})
+    bare = Measured("nats-py", hot={"publications_per_s": 10_000.0})
+    [ratio] = [each for each in ratios({"trunkline": ours, "nats": bare}) if each.name.startswith("durable")]
+    assert (ratio.value, ratio.reached) == (0.4, True)

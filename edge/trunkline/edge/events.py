@@ -126,7 +126,7 @@ class Events:
         )
         reply = self._reply if request_id else ""
         event = wire.encode(Event(wire.VERSION, event_id, time.time(), call, reply, request_id))
-        name = _name(connection, incoming, action) or event_id
+        name = _name(connection, incoming, action)
         try:
             if len(event) > self._bus.max_payload - SPARE_BYTES:
                 raise TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the broker takes")
@@ -136,9 +136,7 @@ class Events:
                 _refused.inc()
                 raise
             _unknown.inc()
-            again = (
-                "send it again under the same id" if name != event_id else "it may be sent again, and then be logged twice"
-            )
+            again = "it may be sent again, and then be logged twice" if name is None else "send it again under the same id"
             text = f"nobody knows whether this is logged ({error.message}); {again}"
             raise TrunklineError(ErrorCode.UNAVAILABLE, text, retry_after_s=error.retry_after_s) from None
         (_duplicate if appended.duplicate else _logged_once).inc()

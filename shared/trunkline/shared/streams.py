@@ -284,9 +284,10 @@ class Streams:
         header = _FENCE % expected_last
         self._send(subject, payload, header, _sequence_of, settle)
 
-    def append_once(self, subject: str, payload: bytes, message_id: str) -> asyncio.Future[Appended]:
-        """Like `append` with a `message_id`; the future tells whether it was there already."""
-        return self._ask(subject, payload, {"Nats-Msg-Id": message_id}, _appended_of)
+    def append_once(self, subject: str, payload: bytes, message_id: str | None) -> asyncio.Future[Appended]:
+        """Like `append`; the future tells whether a message with this `message_id` was there already."""
+        headers = None if message_id is None else {"Nats-Msg-Id": message_id}
+        return self._ask(subject, payload, headers, _appended_of)
 
     # ------------------------------------------------------------------ reading
 

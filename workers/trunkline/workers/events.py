@@ -127,6 +127,7 @@ class Events:
         self._runner: Runner | None = None
         self._endpoints: dict[tuple[str, str, str], tuple[Endpoint, Durable]] = {}
         self._pullers: dict[str, Puller] = {}
+        self._outcomes: dict[tuple[str, str, str], Counter] = {}
         self._held: set[_Held] = set()
         self._loop = asyncio.get_running_loop()
         self._beaten_at = self._loop.time()
@@ -306,7 +307,10 @@ class Events:
             # Somebody else has it by now, who would be held to what we say.
             outcome = "overtaken"
         channel, action = ("", "") if event is None else (event.call.channel, event.call.action)
-        outcomes.labels(channel, action, outcome).inc()
+        counter = self._outcomes.get((channel, action, outcome))
+        if counter is None:
+            counter = self._outcomes[channel, action, outcome] = outcomes.labels(channel, action, outcome)
+        counter.inc()
         self._held.discard(held)
         held.puller.release()
 
