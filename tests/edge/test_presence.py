@@ -368,21 +368,29 @@ async def test_services_hear_that_a_topic_is_occupied_and_vacated(trunkline: Clu
         await eventually(lambda: not trunkline.owner._owner.presences.topics)
 
 
-async def test_presence_that_begins_while_clients_are_subscribed(trunkline: Cluster) -> None:
-    async with trunkline.connect() as first:
-        await first.ask("$subscribe", topic="plain.1")
-        changed = Channel("chat")
+async def test_presence_begins_and_ends_while_clients_are_subscribed(trunkline: Cluster) -> None:
+    def changed(presence: bool) -> Channel:
+        channel = Channel("chat")
 
-        @changed.topic("plain.{name}", presence=True)
+        @channel.topic("plain.{name}", presence=presence)
         async def may(ctx: Context, name: str) -> bool:
             return True
 
+        return channel
+
+    async with trunkline.connect() as client:
+        await client.ask("$subscribe", topic="plain.1")
         await trunkline.stop(trunkline.worker)
-        await trunkline.start_worker(changed)
-        await eventually(lambda: trunkline.edge._hub.topics["plain.1"].attendance is not None)
+        with_presence = await trunkline.start_worker(changed(True))
         async with asyncio.timeout(10.0):
-            while (await first.ask("$presence", topic="plain.1")).get("connections") != 1:
+            while (await client.ask("$presence", topic="plain.1")).get("connections") != 1:
                 await asyncio.sleep(0.02)
+        await trunkline.stop(with_presence)
+        await trunkline.start_worker(changed(False))
+        audience = trunkline.edge._hub.topics["plain.1"]
+        await eventually(lambda: audience.attendance is None, 10.0)
+        assert (await client.ask("$presence", topic="plain.1"))["error"]["code"] == "not_available"
+        await client.ask("$unsubscribe", topic="plain.1")
 
 
 # ------------------------------------------------------------------------------------------------ processes

@@ -64,10 +64,11 @@ class Presence:
     def attached(self, audience: Audience, answer: wire.Attached) -> None:
         """Takes an owner's word for whether it keeps presence of a topic, and knows this edge's members."""
         name = audience.sequence.name
-        if answer.members_known is None or self._hub.topics.get(name) is not audience:
-            if answer.members_known is None and audience.attendance is not None:
-                del self._topics[name]
-                audience.attendance = None
+        if self._hub.topics.get(name) is not audience:
+            return
+        if answer.members_known is None:
+            self._topics.pop(name, None)
+            audience.attendance = None
             return
         attendance = audience.attendance
         if attendance is None:
