@@ -10,6 +10,11 @@ A subscription function is run by hand, or as the subscription service does it:
     first, second = await run_subscription(chat, "price.ABC", count=2)
     assert first == Fed({"price": 10.5}, resume_token=1)
 
+A session is run for one client, which asks it, hears what it sends, and leaves:
+
+    async with run_session(game, user="ada") as client:
+        assert await client.ask("guess", number=50) == {"hint": "higher"}
+
 What is recorded has been through JSON: it is what a client would get.
 """
 
@@ -17,23 +22,37 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import aclosing
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from trunkline.app.channel import Channel
 from trunkline.app.context import Context, Environment, encode_value
 from trunkline.app.feeds import TopicFeed
+from trunkline.app.inbox import Inbox
+from trunkline.app.sessions import Message, Session, SessionFunction
 from trunkline.app.state import StateCodec
-from trunkline.app.types import Delivery, Kind
+from trunkline.app.types import Delivery, Disconnect, Kind
+from trunkline.shared.errors import TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.postponed import Postponed
 from trunkline.shared.presence import Member, PresencePage
+from trunkline.shared.sessions import Begin
 from trunkline.shared.wire import Call, Encoding
 
-__all__ = ["EPOCH", "Fed", "Published", "RecordingContext", "Records", "Scheduled", "run_subscription"]
+__all__ = [
+    "EPOCH",
+    "Fed",
+    "Published",
+    "RecordingContext",
+    "Records",
+    "Scheduled",
+    "SessionClient",
+    "run_session",
+    "run_subscription",
+]
 
 EPOCH = "test"
 """The epoch of all positions here."""
@@ -114,10 +133,12 @@ class _Recorder:
         self.keys: dict[tuple[str, str], Position] = {}
         self.scheduled: dict[str, Scheduled] = {}
         self.users: dict[str, str | None] = {}
+        self.on_send: Callable[[], None] = lambda: None
         self.members: defaultdict[str, dict[str, Member]] = defaultdict(dict)
 
     async def send(self, connection_id: str, payload: bytes) -> None:
         self.connections[connection_id].sent.append(msgspec.json.decode(payload))
+        self.on_send()
 
     async def publish(self, topic: str, data: bytes, key: str | None, exclude: str | None) -> Position:
         if key is not None and (topic, key) in self.keys:
@@ -229,3 +250,130 @@ class RecordingContext(Context[Any]):
     def closed(self) -> tuple[int, str] | None:
         """Code and reason, if this connection has been closed."""
         return self.records(self.connection_id).closed
+
+
+WITHOUT_BOUND: Final = 2**62
+"""The test itself waits; a real inbox is bounded."""
+
+
+class SessionClient:
+    """The client of a session that `run_session` runs.
+
+    Whatever waits raises what the function raises, `ConnectionError` when it has returned, and `TimeoutError`.
+    """
+
+    def __init__(self, function: SessionFunction, begin: Begin, resources: Mapping[Any, Any], timeout_s: float) -> None:
+        self._function = function
+        self._timeout_s = timeout_s
+        self._recorder = _Recorder()
+        self._inbox: Inbox[Message[Any]] = Inbox(WITHOUT_BOUND, WITHOUT_BOUND)
+        self._number = 0
+        self._heard = 0
+        self._has_sent = asyncio.Event()
+        self._recorder.on_send = self._has_sent.set
+        self.session: Session[Any] = Session(begin, self._recorder, function.states, self._inbox)
+        """What the function gets."""
+        self._task = asyncio.get_running_loop().create_task(function.start(self.session, resources))
+
+    @property
+    def records(self) -> Records:
+        """What has been done to the connection."""
+        return self._recorder.connections[self.session.connection_id]
+
+    @property
+    def published(self) -> list[Published]:
+        """All publications, in order."""
+        return self._recorder.published
+
+    def say(self, action: str, **fields: Any) -> None:
+        """Sends a message that wants no reply. Raises `TrunklineError` if its type refuses it."""
+        self._put(action, fields, None)
+
+    async def ask(self, action: str, **fields: Any) -> Any:
+        """Returns the reply to a message. Raises the `TrunklineError` that it is rejected or refused with."""
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._put(action, fields, answered)
+        return await self._wait(answered)
+
+    async def receive(self) -> Any:
+        """Returns what the session sends next, or has sent already. Replies are not among it."""
+        while len(self.records.sent) <= self._heard:
+            self._has_sent.clear()
+            await self._wait(asyncio.ensure_future(self._has_sent.wait()))
+        self._heard += 1
+        return self.records.sent[self._heard - 1]
+
+    async def disconnect(self, code: int = 1000, reason: str = "") -> None:
+        """Ends the connection, and returns when the function has returned."""
+        if self.session.ending is None:
+            self.session.end(Disconnect(code, reason))
+        await asyncio.wait({self._task}, timeout=self._timeout_s)
+        if not self._task.done():
+            raise TimeoutError("the session does not end with its connection")
+        self._task.result()
+
+    async def cancel(self) -> None:
+        """Cancels the function if it still runs."""
+        self._task.cancel()
+        await asyncio.wait({self._task}, timeout=self._timeout_s)
+
+    def _put(self, action: str, fields: Mapping[str, Any], answered: asyncio.Future[Any] | None) -> None:
+        data = self._function.decode(Encoding.JSON, msgspec.json.encode(fields))
+        self._number += 1
+
+        def answer(value: object, error: TrunklineError | None) -> bool:
+            if answered is not None:
+                if answered.done():
+                    raise RuntimeError("this message was answered already")
+                if error is not None:
+                    answered.set_exception(error)
+                else:
+                    answered.set_result(None if value is None else msgspec.json.decode(encode_value(value)))
+            return True
+
+        message = Message(action, data, None if answered is None else self._number, answer)
+        self._inbox.offer(self._number, message, 0)
+        self.session.wake()
+
+    async def _wait(self, wanted: asyncio.Future[Any]) -> Any:
+        waits: set[asyncio.Future[Any]] = {wanted, self._task}
+        await asyncio.wait(waits, timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if wanted.done():
+            return wanted.result()
+        wanted.cancel()
+        if self._task.done():
+            self._task.result()
+            raise ConnectionError("the session has ended")
+        raise TimeoutError("the session does not answer")
+
+
+@asynccontextmanager
+async def run_session(
+    channel: Channel,
+    *,
+    state: Any = None,
+    user: str | None = None,
+    claims: dict[str, Any] | None = None,
+    query: dict[str, str] | None = None,
+    resources: Mapping[Any, Any] | None = None,
+    connection_id: str = "edge.connection",
+    timeout_s: float = 5.0,
+) -> AsyncIterator[SessionClient]:
+    """Runs the session of a channel for one client, who leaves at the end. Raises what the function raises.
+
+    `resources` are its resources by type. `LookupError` when the channel has no session.
+    """
+    function = channel.session_function
+    if function is None:
+        raise LookupError(f"{channel} has no session")
+    encoded = None if claims is None else msgspec.json.encode(claims)
+    begin = Begin(
+        connection_id, channel.name, user, encoded, function.states.encode(state), msgspec.json.encode(query or {})
+    )
+    client = SessionClient(function, begin, resources or {}, timeout_s)
+    try:
+        await asyncio.sleep(0)  # it has begun when the client is connected
+        yield client
+        await client.disconnect()
+    finally:
+        await client.cancel()

@@ -194,7 +194,7 @@ class Manifest(_Entry):
     @property
     def hosted(self) -> bool:
         """Whether the subscription service runs functions of this channel."""
-        return bool(self.subscriptions)
+        return bool(self.subscriptions) or self.session
 
     @property
     def digest(self) -> str:
