@@ -33,7 +33,7 @@ async def play(session: Session[Guess]) -> None:
     secret = random.randint(1, MOST)
     guesses = 0
     await session.send({"guess": f"a number from 1 to {MOST}", "seconds": SECONDS})
-    async with asyncio.timeout(SECONDS + 1), asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as tasks:
         clock = tasks.create_task(tick(session))
         async for message in session:
             guesses += 1

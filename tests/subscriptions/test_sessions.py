@@ -20,6 +20,8 @@ from tests.support.cluster import Client, Closed, Cluster, cluster
 from tests.support.nats import eventually
 
 from trunkline.app import Channel, Context, Operation, Reject, Session, TrunklineError
+from trunkline.shared import sessions, wire
+from trunkline.shared.topics import partition_of
 
 GAME = "/ws/game"
 
@@ -366,7 +368,134 @@ async def test_an_instance_without_the_app_refuses(game: Game) -> None:
         assert "lacks its function" in error["message"]
 
 
+# ------------------------------------------------------------------------------------------------ what an edge says
+
+
+class Edge:
+    """An edge that says what it is told to say, and no more: it does not even beat."""
+
+    def __init__(self, trunkline: Cluster, name: str = "fake") -> None:
+        self._trunkline = trunkline
+        self._name = name
+        self._number = 0
+
+    def id(self, connection: str) -> str:
+        return f"{self._name}.{connection}"
+
+    async def ask(self, request: Any, partition: int) -> tuple[str, Any]:
+        """Returns the code of a failure, else an empty string, and the result."""
+        self._number += 1
+        client = await self._trunkline.bus()
+        requests = wire.Requests(wire.VERSION, [wire.Request(self._number, msgspec.Raw(wire.encode(request)))])
+        answer = await client.request(f"trunkline.session.{partition}", wire.encode(requests), timeout=10)
+        found = msgspec.msgpack.decode(answer.data, type=wire.Answers).items[0]
+        return found.failure.code if found.failure else "", msgspec.msgpack.decode(found.result)
+
+    async def begin(self, connection: str) -> int:
+        """Begins a session. Returns its partition."""
+        partition = partition_of(self.id(connection))
+        begin = sessions.Begin(self.id(connection), "game", None, None, b"", b"{}")
+        assert await self.ask(begin, partition) == ("", None)
+        return partition
+
+    async def say(self, connection: str, number: int, action: str, **fields: Any) -> str:
+        said = sessions.Said(self.id(connection), number, action, 0, msgspec.json.encode(fields), 0.3)
+        code, _ = await self.ask(said, partition_of(self.id(connection)))
+        return code
+
+
+async def test_a_begin_or_a_message_that_comes_twice_is_taken_once(game: Game) -> None:
+    async with cluster(game.channel) as trunkline:
+        edge = Edge(trunkline)
+        for _ in range(2):
+            await edge.begin("one")
+        assert [await edge.say("one", number, "count", n=number) for number in (1, 1, 2, 1, 2, 3)] == [""] * 6
+        await eventually(lambda: len(game.heard) == 3)
+        assert game.begun == ["fake.one"]
+        assert game.heard == [("count", {"n": 1}), ("count", {"n": 2}), ("count", {"n": 3})]
+        assert await edge.say("two", 1, "count") == "gone"
+
+
+async def test_a_message_that_was_held_and_comes_again_is_taken_once_and_one_that_was_refused_never(game: Game) -> None:
+    game.reading.clear()
+    async with cluster(game.channel, subscriptions={"session_inbox": 1}) as trunkline:
+        edge = Edge(trunkline)
+        await edge.begin("one")
+        assert await edge.say("one", 1, "count", n=1) == ""
+        assert await edge.say("one", 2, "count", n=2) == "overloaded"
+        twice = [asyncio.create_task(edge.say("one", 3, "count", n=3)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        game.reading.set()
+        assert sorted(await asyncio.gather(*twice)) == ["", "overloaded"], "only the last one counts"
+        assert await edge.say("one", 4, "count", n=4) == ""
+        await eventually(lambda: len(game.heard) == 3)
+        assert [data["n"] for _, data in game.heard] == [1, 3, 4]
+
+
+async def test_a_hold_ends_what_the_edge_does_not_name_and_names_what_is_not_here(game: Game) -> None:
+    async with cluster(game.channel) as trunkline:
+        edge = Edge(trunkline)
+        partition = await edge.begin("one")
+        _, result = await edge.ask(sessions.Hold(partition, "fake", ["one", "two"]), partition)
+        assert result == [["two"]]
+        assert game.running == {"fake.one"}
+        _, result = await edge.ask(sessions.Hold(partition, "other", ["one"]), partition)
+        assert result == [["one"]], "another edge's connection"
+        await edge.ask(sessions.Hold(partition, "fake", []), partition)
+        await eventually(lambda: not game.running)
+        assert list(game.why.values()) == [(1006, "the end of the connection was lost")]
+
+
+async def test_an_edge_that_is_silent_loses_its_sessions(game: Game) -> None:
+    """Its end was lost, and it has no other connection in this partition, so that no `Hold` comes either."""
+    async with cluster(game.channel, subscriptions={"edge_timeout_s": 0.2}) as trunkline:
+        await Edge(trunkline).begin("one")
+        await eventually(lambda: not game.running and bool(game.ended))
+        assert list(game.why.values()) == [(1006, "edge lost")]
+
+
+async def test_bad_requests_are_answered(game: Game) -> None:
+    async with cluster(game.channel) as trunkline:
+        edge = Edge(trunkline)
+        assert (await edge.ask(["said"], 1))[0] == "bad_request"
+        partition = await edge.begin("one")
+        said = sessions.Said(edge.id("one"), 1, "count", 0, b"{", 1.0)
+        assert (await edge.ask(said, partition))[0] == "invalid"
+        assert game.heard == []
+
+
 # ------------------------------------------------------------------------------------------------ what dies
+
+
+async def test_who_connects_while_there_is_no_owner_waits_for_one(game: Game) -> None:
+    async with cluster(game.channel) as trunkline:
+        await trunkline.stop(trunkline.owner)
+
+        async def connect() -> dict[str, Any]:
+            async with trunkline.connect(GAME) as ada:
+                answer: dict[str, Any] = await ada.ask("add", number=1)
+                return answer
+
+        connecting = asyncio.create_task(connect())
+        await asyncio.sleep(0.1)
+        assert not connecting.done()
+        await trunkline.start_owner()
+        assert await connecting == {"number": 1}
+        await eventually(lambda: not game.running)
+    game.assert_one_each()
+
+
+async def test_when_nats_was_away_sessions_begin_anew(game: Game) -> None:
+    async with cluster(game.channel) as trunkline, trunkline.connect(GAME) as ada:
+        await ada.ask("add", number=1)
+        await trunkline.nats.stop()
+        await eventually(lambda: not game.running, 15.0)
+        with pytest.raises(TrunklineError, match="this session is over"):
+            await game.sessions[game.begun[0]].publish("room.1", "still here")
+        await trunkline.nats.start()
+        closed = await ada.closed(30.0)
+        assert (closed.code, closed.reason) == (3011, "session moved: reconnect")
+    game.assert_one_each()
 
 
 async def test_a_hand_over_ends_it_first_and_its_client_begins_anew(game: Game) -> None:
