@@ -17,56 +17,100 @@ __all__ = ["CloseCode", "ErrorCode", "MissingError", "TrunklineError"]
 
 
 class ErrorCode(Enum):
-    """A named error: value is `(name, number, temporary)`."""
+    """A named error: value is `(name, number, temporary, meaning)`."""
 
-    INTERNAL = ("internal", 100, True)
-    UNAUTHORIZED = ("unauthorized", 101, False)
-    UNKNOWN_CHANNEL = ("unknown_channel", 102, False)
-    FORBIDDEN = ("forbidden", 103, False)
-    UNKNOWN_ACTION = ("unknown_action", 104, False)
-    ALREADY_SUBSCRIBED = ("already_subscribed", 105, False)
-    LIMIT = ("limit", 106, False)
-    BAD_REQUEST = ("bad_request", 107, False)
-    NOT_AVAILABLE = ("not_available", 108, False)
-    TOKEN_EXPIRED = ("token_expired", 109, False)
-    OVERLOADED = ("overloaded", 111, True)
-    UNRECOVERABLE = ("unrecoverable", 112, False)
-    INVALID = ("invalid", 400, False)
-    REJECTED = ("rejected", 401, False)
-    NOT_SUBSCRIBED = ("not_subscribed", 402, False)
-    ACCEPTED = ("accepted", 408, False)
-    GONE = ("gone", 410, False)
-    TOO_LARGE = ("too_large", 413, False)
-    RATE_LIMITED = ("rate_limited", 429, True)
-    NO_WORKER = ("no_worker", 503, True)
-    TIMEOUT = ("timeout", 504, True)
-    UNAVAILABLE = ("unavailable", 505, True)
+    INTERNAL = (
+        "internal",
+        100,
+        True,
+        "A fault of the handler or of Trunkline; its log has more, under `detail.error_id`.",
+    )
+    UNAUTHORIZED = ("unauthorized", 101, False, "There is no token, or it is not valid.")
+    UNKNOWN_CHANNEL = ("unknown_channel", 102, False, "No worker has announced this channel; start one for it.")
+    FORBIDDEN = ("forbidden", 103, False, "The policy of the topic, the token or the origin does not allow it.")
+    UNKNOWN_ACTION = ("unknown_action", 104, False, "The channel has no handler for this action, and no default.")
+    ALREADY_SUBSCRIBED = ("already_subscribed", 105, False, "This connection is subscribed to this topic.")
+    LIMIT = ("limit", 106, False, "A limit is reached: connections of the edge, subscriptions of the connection, sessions.")
+    BAD_REQUEST = ("bad_request", 107, False, "The message cannot be read, or a field is missing or of the wrong type.")
+    NOT_AVAILABLE = (
+        "not_available",
+        108,
+        False,
+        "Not offered here: no history, no presence, or a stream that nobody has made.",
+    )
+    TOKEN_EXPIRED = ("token_expired", 109, False, "The token has expired; get a new one.")
+    OVERLOADED = (
+        "overloaded",
+        111,
+        True,
+        "Too much waits for workers, a log or the broker. Try again after `retry_after`.",
+    )
+    UNRECOVERABLE = (
+        "unrecoverable",
+        112,
+        False,
+        "The position is too old, or of another epoch: load the state anew.",
+    )
+    INVALID = ("invalid", 400, False, "The payload does not fit the handler's types; `detail` says where.")
+    REJECTED = ("rejected", 401, False, "The handler has refused it, without a code of its own.")
+    NOT_SUBSCRIBED = ("not_subscribed", 402, False, "This connection is not subscribed to this topic.")
+    ACCEPTED = (
+        "accepted",
+        408,
+        False,
+        "Logged, and will be handled, but there is no result yet. Do not send it again.",
+    )
+    GONE = ("gone", 410, False, "The connection or its session does not exist any more.")
+    TOO_LARGE = ("too_large", 413, False, "The message is larger than the broker, or the log, takes.")
+    RATE_LIMITED = ("rate_limited", 429, True, "More messages than a rate limit allows; try again after `retry_after`.")
+    NO_WORKER = ("no_worker", 503, True, "Nobody answers this just now: no worker, or no owner, is there.")
+    TIMEOUT = ("timeout", 504, True, "No answer in time. It is unknown whether it was done.")
+    UNAVAILABLE = (
+        "unavailable",
+        505,
+        True,
+        "The broker or the topic's owner is away. It may have been done.",
+    )
 
-    def __init__(self, code: str, number: int, temporary: bool) -> None:
+    def __init__(self, code: str, number: int, temporary: bool, meaning: str) -> None:
         self.code = code
         self.number = number
         self.temporary = temporary
+        self.meaning = meaning
 
 
 class CloseCode(IntEnum):
-    """A WebSocket close code that the edge sends."""
+    """A WebSocket close code that the edge sends; `meaning` says when."""
 
-    NORMAL = 1000
-    GOING_AWAY = 1001
-    BAD_DATA = 1007
-    TOO_BIG = 1009
-    SHUTDOWN = 3001
-    INTERNAL = 3004
-    EXPIRED = 3005
-    SLOW = 3008
-    RECONNECT = 3011
-    NO_PONG = 3012
-    INVALID_TOKEN = 3500
-    BAD_REQUEST = 3501
-    STALE = 3502
-    FORCED = 3503
-    CONNECTION_LIMIT = 3504
-    TOO_MANY_ERRORS = 3509
+    NORMAL = (1000, "A handler has closed the connection, or the client has.")
+    GOING_AWAY = (1001, "The client leaves, for example since its page is closed.")
+    BAD_DATA = (1007, "A text message that is no UTF-8.")
+    TOO_BIG = (1009, "A message over `message_limit_bytes`.")
+    SHUTDOWN = (3001, "The edge stops; others take the client.")
+    INTERNAL = (3004, "A fault of the edge, which its log has.")
+    EXPIRED = (3005, "The token has expired, and the client did not send a new one: get one, and reconnect.")
+    SLOW = (3008, "The client reads too slowly: more than `outbox_bytes` waited for it.")
+    RECONNECT = (3011, "The connection was ended, or resumed, elsewhere.")
+    NO_PONG = (3012, "The client did not answer pings.")
+    INVALID_TOKEN = (3500, "The token is not valid.")
+    BAD_REQUEST = (3501, "The client does not speak the protocol.")
+    STALE = (3502, "The client did not begin in time.")
+    FORCED = (3503, "An operator or a handler has ended the connection for good.")
+    CONNECTION_LIMIT = (3504, "The edge, or the user, has too many connections.")
+    TOO_MANY_ERRORS = (3509, "Too many messages in a row were refused by rate limits.")
+
+    meaning: str
+
+    def __new__(cls, number: int, meaning: str) -> CloseCode:
+        self = int.__new__(cls, number)
+        self._value_ = number
+        self.meaning = meaning
+        return self
+
+    @property
+    def reconnects(self) -> bool:
+        """Whether it asks the client to come back."""
+        return self < 3000 or self % 1000 < 500
 
 
 class TrunklineError(Exception):
