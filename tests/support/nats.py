@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-__all__ = ["NatsServer", "eventually", "nats_server"]
+__all__ = ["NatsServer", "eventually", "nats_executable", "nats_server"]
 
 START_TIMEOUT_S = 10.0
 POLL_S = 0.01
@@ -50,7 +50,7 @@ class NatsServer:
         """Starts the process, and returns when it takes connections."""
         with (self._directory / "log").open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                _executable(),
+                nats_executable(),
                 *("-a", "127.0.0.1", "-p", str(self._port), "-js", "-sd", str(self._directory / "data")),
                 *("--ports_file_dir", str(self._directory)),
                 *self._arguments,
@@ -119,7 +119,8 @@ async def eventually(condition: Callable[[], object], timeout_s: float = 5.0) ->
             await asyncio.sleep(POLL_S)
 
 
-def _executable() -> str:
+def nats_executable() -> str:
+    """The path of the server's binary."""
     beside_python = Path(sys.executable).parent
     found = shutil.which("nats-server", path=os.pathsep.join([str(beside_python), os.environ.get("PATH", "")]))
     if found is None:

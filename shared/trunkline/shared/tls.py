@@ -21,7 +21,11 @@ def tls_context(settings: CommonSettings) -> ssl.SSLContext | None:
         return None
     if (settings.nats_certificate is None) != (settings.nats_key is None):
         raise SettingsError("nats_certificate and nats_key go together: set both, or none")
-    context = ssl.create_default_context(cafile=_readable("nats_ca", settings.nats_ca))
+    ca = _readable("nats_ca", settings.nats_ca)
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise SettingsError(f"nats_ca {ca} is no file of certificates (PEM)") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if settings.nats_certificate is not None and settings.nats_key is not None:
         certificate = _readable("nats_certificate", settings.nats_certificate) or ""
