@@ -114,7 +114,8 @@ async def test_server_that_asks_for_a_certificate_gets_it(made: Path, configurat
     ],
 )
 async def test_files_that_cannot_work_are_told(made: Path, files: dict[str, str], told: str) -> None:
-    settings = CommonSettings(**{name: made / file for name, file in files.items()})
+    paths: dict[str, Any] = {name: made / file for name, file in files.items()}
+    settings = CommonSettings(**paths)
     with pytest.raises(SettingsError, match=told):
         Bus(settings, "test", "one", lambda error: None)
 
@@ -128,6 +129,6 @@ def test_configuration_of_the_cluster_is_valid(tls: str, made: Path, tmp_path: P
     roles = ("EDGE", "WORKERS", "SUBSCRIPTIONS", "PUBLISHER", "ADMIN", "ROUTES")
     environment = {f"NATS_{role}_PASSWORD": "secret" for role in roles}
     environment |= {"NATS_NODE": "nats-1", "NATS_ROUTES": "[nats://routes:secret@nats-1:6222]"}
-    command = [nats_executable(), "-c", tmp_path / "nats.conf", "-t"]
+    command = [nats_executable(), "-c", str(tmp_path / "nats.conf"), "-t"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

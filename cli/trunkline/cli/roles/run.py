@@ -1,6 +1,7 @@
 """How the process of a role runs and ends."""
 
 from collections.abc import Callable
+from typing import Final
 
 import typer
 
@@ -11,6 +12,9 @@ from trunkline.shared.tasks import Service, run_service
 
 __all__ = ["run_role"]
 
+INSECURE: Final = "insecure-"
+"""How the passwords begin that docker-compose.yml has for a first look."""
+
 log = logs.get_logger(__name__)
 
 
@@ -19,6 +23,10 @@ def run_role(create: Callable[[], Service], settings: RoleSettings) -> None:
     the log.
     """
     logs.configure(settings.role, level=settings.log_level, format=settings.log_format)
+    if settings.nats_password is not None and settings.nats_password.get_secret_value().startswith(INSECURE):
+        log.warning(
+            "DEVELOPMENT MODE: everybody can read this NATS password in docker-compose.yml; run scripts/make-secrets"
+        )
     try:
         code = ExitCode.OK if run_service(create, settings) else ExitCode.FAILED
     except Exception as error:
