@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ CHANGE_S = 8.0
 """Another edge or owner takes over within 3 s (architecture, §7), on a machine with cores to spare."""
 
 PUBLISH = """
-import asyncio, sys, nats
+import asyncio, os, sys, nats
 async def main():
-    client = await nats.connect("nats://nats-1:4222")
+    user, password = os.environ["TRUNKLINE_NATS_USER"], os.environ["TRUNKLINE_NATS_PASSWORD"]
+    client = await nats.connect("nats://nats-1:4222", user=user, password=password)
     answer = await client.request(sys.argv[1], sys.argv[2].encode(), timeout=5)
     print(answer.data.decode())
     await client.close()
@@ -58,6 +59,19 @@ class Compose:
 
     def __init__(self) -> None:
         self._environment = {**os.environ, "HTTP_LISTEN": "127.0.0.1:0"}
+
+    @contextmanager
+    def another(self, **variables: str) -> Iterator[None]:
+        """Another cluster in place of this one, with these variables as `.env` has them."""
+        before = self._environment
+        self.run("down", "--volumes", "--timeout", "60")
+        self._environment = {**before, **variables}
+        try:
+            self.run("up", "--detach", "--wait")
+            yield
+        finally:
+            self.run("down", "--volumes", "--timeout", "60")
+            self._environment = before
 
     def run(self, *arguments: str) -> str:
         """Runs `docker compose …` and returns what it prints. Fails with all that it said."""
@@ -229,11 +243,34 @@ async def test_page_is_served(whole: Compose) -> None:
 async def test_program_that_knows_only_nats_reaches_clients(whole: Compose) -> None:
     async with connect(whole.url, "ada") as ada:
         await ada.ask("$subscribe", topic="room.ops")
-        program = ("run", "--rm", "--no-deps", "--entrypoint", "python", "workers", "-c", PUBLISH)
+        program = ("run", "--rm", "--no-deps", "--entrypoint", "python", "publisher", "-c", PUBLISH)
         printed = await asyncio.to_thread(whole.run, *program, "trunkline.publish.room.ops", '{"text":"deployed"}')
         heard = await ada.receive(timeout_s=30)
     assert heard["data"] == {"text": "deployed"}
     assert json.loads(printed)["offset"] == heard["offset"]
+
+
+async def test_publisher_with_its_own_user_reaches_clients_and_nothing_else(whole: Compose) -> None:
+    async with connect(whole.url, "ada") as ada:
+        await ada.ask("$subscribe", topic="room.news")
+        publish = ("run", "--rm", "--no-deps", "publisher", "room.news", '{"text":"extra"}')
+        printed = await asyncio.to_thread(whole.run, *publish)
+        heard = await ada.receive(timeout_s=30)
+    assert heard["data"] == {"text": "extra"}
+    assert json.loads(printed)["offset"] == heard["offset"]
+    forbidden = ("run", "--rm", "--no-deps", "--entrypoint", "python", "publisher", "-c", PUBLISH)
+    with pytest.raises(AssertionError, match=r"permissions violation|TimeoutError"):
+        await asyncio.to_thread(whole.run, *forbidden, "$JS.API.STREAM.DELETE.KV_trunkline_claims", "")
+
+
+async def test_streams_are_as_wanted_and_roles_are_nobody(whole: Compose) -> None:
+    printed = await asyncio.to_thread(whole.run, "run", "--rm", "--no-deps", "admin", "apply", "--dry-run", "/app/app.py")
+    lines = [line.split() for line in printed.splitlines() if line.strip()]
+    assert {line[-1] for line in lines} >= {"KV_trunkline_manifest", "KV_trunkline_claims", "trunkline_LOG_h100_t300_r3"}
+    assert all(line[:2] == ["as", "wanted"] for line in lines)
+    for role in ("edge", "workers", "subscriptions"):
+        user = await asyncio.to_thread(whole.run, "exec", "--no-TTY", role, "id", "-u")
+        assert user.strip() == "10001"
 
 
 async def test_roles_scale_alone_while_people_chat(whole: Compose) -> None:
@@ -283,6 +320,23 @@ async def test_nothing_acknowledged_is_lost_when_all_are_restarted_one_by_one(wh
             print(f"{service} restarted: nothing came for {checker.longest_wait_s:.1f} s")
             assert checker.longest_wait_s < CHANGE_S
     _check(checker)
+
+
+def test_cluster_with_tls_and_passwords_of_its_own(whole: Compose, tmp_path: Path) -> None:
+    subprocess.run([ROOT / "deploy" / "tls" / "make-ca", tmp_path], check=True, capture_output=True)
+    files = {"COMPOSE_FILE": "docker-compose.yml:compose.tls.yml", "TLS_DIRECTORY": str(tmp_path)}
+    with whole.another(**files, NATS_EDGE_PASSWORD="another1", NATS_ROUTES_PASSWORD="another2"):
+        asyncio.run(_hears_what_is_published(whole))
+        plain = ("run", "--rm", "--no-deps", "--entrypoint", "python", "publisher", "-c", PUBLISH)
+        with pytest.raises(AssertionError, match="CERTIFICATE_VERIFY_FAILED"):
+            whole.run(*plain, "trunkline.publish.room.tls", "1")
+
+
+async def _hears_what_is_published(compose: Compose) -> None:
+    async with connect(compose.url, "ada") as ada:
+        await ada.ask("$subscribe", topic="room.tls")
+        await asyncio.to_thread(compose.run, "run", "--rm", "--no-deps", "publisher", "room.tls", '{"text":"safe"}')
+        assert (await ada.receive(timeout_s=30))["data"] == {"text": "safe"}
 
 
 def _check(checker: Checker) -> None:

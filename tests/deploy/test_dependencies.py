@@ -48,7 +48,8 @@ for command in commands:
         assert not end.code, command
 for module in modules:
     importlib.import_module(module)
-print(json.dumps(sorted({owner for name in {name.partition(".")[0] for name in sys.modules} for owner in owners.get(name, ())})))
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(json.dumps(sorted({owner for name in loaded for owner in owners.get(name, ())})))
 """
 
 
