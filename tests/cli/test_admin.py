@@ -16,9 +16,10 @@ from trunkline.app import Channel, Context
 from trunkline.cli.admin import app
 from trunkline.cli.mistakes import Mistake
 from trunkline.shared.bus import Bus
+from trunkline.shared.events import PARTITIONS
 from trunkline.shared.manifest import BUCKET
 from trunkline.shared.settings import CommonSettings
-from trunkline.shared.streams import Stream, Streams
+from trunkline.shared.streams import Consumer, Stream, Streams
 from trunkline.shared.subjects import Subjects
 
 APP = """
@@ -30,6 +31,19 @@ shop = Channel("shop")
 @shop.topic("basket.{user}", history=%d, ttl=60)
 async def may(ctx: Context, user: str) -> bool:
     return True
+"""
+DURABLE = """
+from trunkline.app import Channel, Context
+
+shop = Channel("shop")
+
+
+@shop.on("order", durable=True)
+async def order(ctx: Context) -> None: ...
+
+
+@shop.on("pay", durable=True, order="connection", pool="slow")
+async def pay(ctx: Context) -> None: ...
 """
 GAME = """
 from trunkline.app import Channel, Context, Disconnect
@@ -77,8 +91,8 @@ async def streams(nats: NatsServer) -> AsyncIterator[Streams]:
     await bus.stop()
 
 
-async def apply(*arguments: str, told: str = "") -> list[str]:
-    """Runs the command, and returns its lines, in columns of one space. `told`: it fails, and says so."""
+async def apply(*arguments: str, told: str = "", consumers: bool = False) -> list[str]:
+    """Returns the lines about streams, or all, in columns of one space. `told`: the command fails, and says so."""
 
     def run() -> list[str]:
         result = CliRunner().invoke(app, ["apply", *arguments])
@@ -87,14 +101,15 @@ async def apply(*arguments: str, told: str = "") -> list[str]:
             assert told in str(result.exception)
         else:
             assert result.exit_code == 0, (result.output, result.exception)
-        return [" ".join(line.split()) for line in result.output.splitlines()]
+        lines = [" ".join(line.split()) for line in result.output.splitlines()]
+        return [line for line in lines if consumers or not ("/" in line.split()[1] or line.endswith(" consumers"))]
 
     return await asyncio.to_thread(run)
 
 
 async def test_new_cluster_gets_all_that_it_needs(nats: NatsServer) -> None:
     wanted = [*ALWAYS, LOG]
-    assert await apply("--dry-run", "shop_app.py", told="6 of them") == [f"missing {name}" for name in wanted]
+    assert await apply("--dry-run", "shop_app.py", told="7 of them") == [f"missing {name}" for name in wanted]
     assert await apply("shop_app.py") == [f"created {name}" for name in wanted]
     assert await apply("shop_app.py") == [f"as wanted {name}" for name in wanted]
     assert await apply("--dry-run", "shop_app.py") == [f"as wanted {name}" for name in wanted]
@@ -102,9 +117,28 @@ async def test_new_cluster_gets_all_that_it_needs(nats: NatsServer) -> None:
 
 async def test_lifecycle_of_connections(nats: NatsServer, streams: Streams) -> None:
     write_app("game_app.py", GAME)
-    lines = await apply("game_app.py")
+    lines = await apply("game_app.py", consumers=True)
     assert "created KV_trunkline_resume" in lines
-    assert lines[-1] == "as wanted 2 consumers of trunkline_LIFECYCLE"
+    assert {f"created trunkline_LIFECYCLE/game_{event}" for event in ("resumed", "disconnected")} <= set(lines)
+    assert (await apply("game_app.py", consumers=True))[-1] == "as wanted 3 consumers"
+
+
+async def test_durable_actions_get_streams_and_consumers_whose_drift_is_told(nats: NatsServer, streams: Streams) -> None:
+    write_app("shop_app.py", DURABLE)
+    events = "trunkline_EVENTS"
+    lines = await apply("shop_app.py", consumers=True)
+    assert {f"created {name}" for name in (events, "trunkline_DEAD", f"{events}/pool_default")} <= set(lines)
+    assert sum(line.startswith(f"created {events}/ordered_slow_") for line in lines) == PARTITIONS
+    again = await apply("shop_app.py", consumers=True)
+    assert again[-1] == f"as wanted {PARTITIONS + 3} consumers"
+    assert all(line.startswith("as wanted") for line in again)
+    await streams.ensure_consumer(
+        Consumer(stream=events, name="pool_default", subjects=["trunkline.event.default.>"], ack_wait_s=77)
+    )
+    told = await apply("--dry-run", "shop_app.py", told="1 of them", consumers=True)
+    assert any(line.startswith(f"differs {events}/pool_default:") and "ack_wait 77" in line for line in told)
+    changed = await apply("shop_app.py", consumers=True)
+    assert any(line.startswith(f"changed {events}/pool_default:") for line in changed)
 
 
 async def test_what_differs_is_said_and_mended(nats: NatsServer, streams: Streams) -> None:

@@ -34,8 +34,18 @@ def channel(*, history: int = 20, more: bool = False) -> Channel:
     async def join(ctx: Context) -> None:
         await ctx.subscribe("room.2")
 
+    @chat.on("order", durable=True, order="connection", retries=1, backoff_s=0.1)
+    async def order(ctx: Context, message: Say) -> str:
+        if message.text == "poison":
+            raise ValueError("poison")
+        return message.text
+
+    @chat.on_disconnect
+    async def gone(ctx: Context) -> None:
+        await ctx.publish("room.gone", ctx.connection_id)
+
     @chat.topic("room.{room}", history=history, ttl=60)
-    async def may(ctx: Context, room: int) -> bool:
+    async def may(ctx: Context, room: str) -> bool:
         return True
 
     if more:
@@ -80,6 +90,15 @@ async def test_owners_hand_over_and_take_over(trunkline: Cluster) -> None:
         assert (await trunkline.publish("room.1", 2))["offset"] == 2
         assert [(await client.receive())["data"] for _ in range(2)] == [1, 2]
         assert second.addresses
+
+
+async def test_durable_actions_dead_letters_and_lifecycle(trunkline: Cluster) -> None:
+    async with trunkline.connect() as listener:
+        await listener.ask("$subscribe", topic="room.gone")
+        async with trunkline.connect() as client:
+            assert (await client.ask("order", text="tea"))["result"] == "tea"
+            assert "error" in await client.ask("order", text="poison", timeout_s=30)
+        assert (await listener.receive())["topic"] == "room.gone"
 
 
 async def test_new_worker_announces_what_it_can_do(trunkline: Cluster) -> None:

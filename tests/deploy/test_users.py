@@ -167,6 +167,8 @@ API: Final = [
     Row(f"$JS.API.DIRECT.GET.{RESUME}", publish="admin"),
     Row(f"$JS.API.DIRECT.GET.{RESUME}.$KV.trunkline_resume.secret", publish="edge admin"),
     Row("$JS.API.STREAM.NAMES", publish="admin"),
+    Row(f"$JS.SNAPSHOT.ACK.{LOG}.id", publish="admin"),
+    Row(f"$JS.SNAPSHOT.RESTORE.{LOG}.id", publish="admin"),
     Row("$JS.API.STREAM.LIST", publish="admin"),
     *(
         Row(f"$JS.API.{operation}.{stream}", publish="subscriptions admin")

@@ -15,12 +15,12 @@ from trunkline.cli.options import NATS_OPTIONS, with_settings
 from trunkline.shared import logs
 from trunkline.shared.bus import Bus
 from trunkline.shared.declaring import bucket_stream, reconcile
-from trunkline.shared.event_log import Pools, declare_consumers
+from trunkline.shared.event_log import Pools
 from trunkline.shared.later import LEAST_SERVER, due_consumer, later_stream
 from trunkline.shared.lifecycle import RESUME_BUCKET, lifecycle_consumers, lifecycle_streams
 from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
 from trunkline.shared.settings import CommonSettings
-from trunkline.shared.streams import Drift, Stream, Streams
+from trunkline.shared.streams import Consumer, Drift, Stream, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import fail_with
 from trunkline.subscriptions.declared import declared_streams
@@ -28,7 +28,7 @@ from trunkline.subscriptions.namespace import Namespaces
 from trunkline.subscriptions.settings import SubscriptionSettings
 from trunkline.workers.settings import WorkerSettings
 
-__all__ = ["app", "apply_to", "connected", "wanted_streams"]
+__all__ = ["app", "apply_to", "connected", "wanted"]
 
 ROLE: Final = "admin"
 CONNECT_TIMEOUT_S: Final = 30.0
@@ -79,70 +79,61 @@ def apply(
         )
 
 
-def wanted_streams(
+def wanted(
     subjects: Subjects, settings: SubscriptionSettings, manifests: Sequence[Manifest], *, later: bool
-) -> list[Stream]:
+) -> list[Stream | Consumer]:
     """Returns all that a cluster with these channels needs, in the order of its making. `later`: NATS knows schedules."""
     namespaces = Namespaces(settings.ttl_s, settings.replicas)
     namespaces.replace(manifests)
-    workers = WorkerSettings.load()
-    events = workers.event_log.streams(subjects) if Pools.of(manifests).durable else []
-    has_resume = any(manifest.resume_s for manifest in manifests)
-    return [
-        bucket_stream(subjects.bucket(BUCKET), settings.bucket_replicas),
-        *([later_stream(subjects, workers.event_replicas)] if later else []),
-        *lifecycle_streams(subjects, settings.bucket_replicas, settings.lifecycle_s),
-        *([bucket_stream(subjects.bucket(RESUME_BUCKET), settings.bucket_replicas)] if has_resume else []),
-        # Milliseconds: see `claims_stream`.
-        *declared_streams(subjects, namespaces.logged(), settings.replicas, first_sequence=int(time.time() * 1000)),
-        *events,
-    ]
+    workers, pools = WorkerSettings.load(), Pools.of(manifests)
+    declared: list[Stream | Consumer] = [bucket_stream(subjects.bucket(BUCKET), settings.bucket_replicas)]
+    if later:
+        declared += [later_stream(subjects, workers.event_replicas), due_consumer(subjects)]
+    declared += lifecycle_streams(subjects, settings.bucket_replicas, settings.lifecycle_s)
+    for manifest in manifests:
+        declared += lifecycle_consumers(subjects, manifest.channel, manifest.lifecycle_handlers)
+    if any(manifest.resume_s for manifest in manifests):
+        declared.append(bucket_stream(subjects.bucket(RESUME_BUCKET), settings.bucket_replicas))
+    # Milliseconds: see `claims_stream`.
+    declared += declared_streams(subjects, namespaces.logged(), settings.replicas, first_sequence=int(time.time() * 1000))
+    if pools.durable:
+        declared += workers.event_log.streams(subjects)
+        declared += workers.event_log.consumers(subjects, pools)
+    return declared
 
 
 async def apply_to(settings: SubscriptionSettings, manifests: Sequence[Manifest], *, dry_run: bool) -> int:
-    """Reconciles, prints what was different, and returns how many streams are not as they should be."""
+    """Reconciles, prints what was different, and returns how many are not as they should be."""
     subjects = Subjects(settings.prefix)
     async with connected(settings) as (bus, streams):
         # Both: until the deploy, the running workers' streams are in use.
         manifests = [*await _running(bus, streams, subjects), *manifests]
-        later = bus.server_version >= LEAST_SERVER
-        wanted = wanted_streams(subjects, settings, manifests, later=later)
-        drifts = {drift.stream: drift for drift in await reconcile(streams, wanted, mend=not dry_run)}
-        for stream in wanted:
-            typer.echo(_line(stream, drifts.get(stream.name), dry_run=dry_run))
-        if later and not dry_run:
-            await streams.ensure_consumer(due_consumer(subjects))
-        consumers = WorkerSettings.load().event_log.consumers(subjects, Pools.of(manifests))
-        if consumers and not dry_run:
-            await declare_consumers(streams, consumers)
-            typer.echo(f"as wanted  {len(consumers)} consumers of {subjects.events_stream}")
-        told = [
-            consumer
-            for manifest in manifests
-            for consumer in lifecycle_consumers(subjects, manifest.channel, manifest.lifecycle_handlers)
-        ]
-        if told and not dry_run:
-            await declare_consumers(streams, told)
-            typer.echo(f"as wanted  {len(told)} consumers of {subjects.lifecycle_stream[0]}")
+        declared = {
+            each.full_name: each for each in wanted(subjects, settings, manifests, later=bus.server_version >= LEAST_SERVER)
+        }
+        drifts = {drift.stream: drift for drift in await reconcile(streams, declared.values(), mend=not dry_run)}
+        for name, each in declared.items():
+            if isinstance(each, Stream) or name in drifts:
+                typer.echo(_line(name, drifts.get(name), dry_run=dry_run))
+        if as_wanted := sum(isinstance(each, Consumer) and name not in drifts for name, each in declared.items()):
+            typer.echo(f"as wanted  {as_wanted} consumers")
         every_log = subjects.log_stream("any")[1].replace(".any.", ".*.")
-        for name in sorted(set(await streams.names(every_log)) - {stream.name for stream in wanted}):
+        for name in sorted(set(await streams.names(every_log)) - declared.keys()):
             typer.echo(f"unused     {name}: no channel asks for it any more; its content goes with `nats stream rm {name}`")
     return len(drifts) if dry_run else sum(1 for drift in drifts.values() if drift.refused)
 
 
-def _line(stream: Stream, drift: Drift | None, *, dry_run: bool) -> str:
+def _line(name: str, drift: Drift | None, *, dry_run: bool) -> str:
     if drift is None:
-        return f"as wanted  {stream.name}"
+        return f"as wanted  {name}"
     if drift.refused:
-        return (
-            f"REFUSED    {stream.name}: {drift.refused}\n"
-            f"           Keep its content if you need it (`nats stream backup {stream.name} DIRECTORY`), remove it "
-            f"(`nats stream rm {stream.name}`), and apply again."
-        )
+        kind, where = ("consumer", name.replace("/", " ")) if "/" in name else ("stream", name)
+        keep = "" if "/" in name else f"Keep its content if you need it (`nats stream backup {name} DIRECTORY`). "
+        return f"REFUSED    {name}: {drift.refused}\n           {keep}Remove it (`nats {kind} rm {where}`), and apply again."
     if drift.missing:
-        return f"{'missing' if dry_run else 'created':10} {stream.name}"
-    changes = ", ".join(f"{name} {found!r} -> {wanted!r}" for name, (found, wanted) in drift.changes.items())
-    return f"{'differs' if dry_run else 'changed':10} {stream.name}: {changes}"
+        return f"{'missing' if dry_run else 'created':10} {name}"
+    changes = ", ".join(f"{key} {found!r} -> {wanted!r}" for key, (found, wanted) in drift.changes.items())
+    return f"{'differs' if dry_run else 'changed':10} {name}: {changes}"
 
 
 async def _running(bus: Bus, streams: Streams, subjects: Subjects) -> list[Manifest]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trunkline.shared.errors import ErrorCode, TrunklineError
-from trunkline.shared.streams import Drift, Stream, Streams
+from trunkline.shared.streams import Consumer, Drift, Stream, Streams
 
 __all__ = ["bucket_stream", "reconcile"]
 
@@ -20,21 +20,24 @@ def bucket_stream(bucket: str, replicas: int) -> Stream:
     )
 
 
-async def reconcile(streams: Streams, declared: Iterable[Stream], *, mend: bool = True) -> list[Drift]:
-    """Creates streams that are missing and changes those that differ. Returns the differences, in order of `declared`.
+async def reconcile(streams: Streams, declared: Iterable[Stream | Consumer], *, mend: bool = True) -> list[Drift]:
+    """Creates what is missing and changes what differs. Returns the differences, in order of `declared`.
 
     A stream that the server does not let be mended (its storage is another, for example) is among them, with the reason in
     `refused`, and the others are mended nevertheless. Without `mend` nothing is changed. Repeating it, also in several
     processes at once, is harmless. Raises `TrunklineError(UNAVAILABLE)` when the broker does not answer.
     """
     found: list[Drift] = []
-    for stream in declared:
+    for each in declared:
         try:
-            drift = await streams.ensure_stream(stream, mend=mend)
+            if isinstance(each, Stream):
+                drift = await streams.ensure_stream(each, mend=mend)
+            else:
+                drift = await streams.ensure_consumer(each, mend=mend)
         except TrunklineError as error:
             if error.code != ErrorCode.INTERNAL.code:
                 raise
-            drift = Drift(stream.name, refused=error.message)
+            drift = Drift(each.full_name, refused=error.message)
         if drift is not None:
             found.append(drift)
     return found

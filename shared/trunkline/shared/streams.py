@@ -98,6 +98,11 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     schedules: bool = False
     """Whether messages may be schedules (NATS 2.12). The server does not let such a stream refuse when it is full."""
 
+    @property
+    def full_name(self) -> str:
+        """The name, as `Drift` has it."""
+        return self.name
+
     def config(self) -> dict[str, Any]:
         """Returns the server's form of this."""
         duplicates_s = self.duplicates_s if self.max_age_s is None else min(self.duplicates_s, self.max_age_s)
@@ -118,7 +123,9 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drift(msgspec.Struct, frozen=True):
-    """How a stream differed from what is declared: it was missing, or had other settings (as the server names them)."""
+    """How a stream (or a consumer, `STREAM/NAME`) differed from what is declared: it was missing, or had other settings (as
+    the server names them).
+    """
 
     stream: str
     missing: bool = False
@@ -146,6 +153,11 @@ class Consumer(msgspec.Struct, frozen=True, kw_only=True):
     max_deliver: int = -1
     max_ack_pending: int = 1_000
     deliver: Literal["all", "new"] = "all"
+
+    @property
+    def full_name(self) -> str:
+        """The name, with that of the stream."""
+        return f"{self.stream}/{self.name}"
 
     def config(self) -> dict[str, Any]:
         """Returns the server's form of this."""
@@ -390,19 +402,24 @@ class Streams:
             _raise_refused(await self._declare(f"{API}.STREAM.UPDATE.{stream.name}", info.config | wanted), what)
         return Drift(stream.name, missing, changes)
 
-    async def ensure_consumer(self, consumer: Consumer) -> None:
-        """Creates a durable consumer, or changes it. Raises `TrunklineError(INTERNAL)` when the server refuses that.
-
-        Where `create_streams` is off, it only looks, and raises `MissingError`.
-        """
-        if not self._bus.creates_streams:
-            info: _Info = await self._ask(f"{API}.CONSUMER.INFO.{consumer.stream}.{consumer.name}", b"", None, _decode_info)
-            if info.error is not None and info.error.err_code in (_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND):
-                raise MissingError(f"consumer {consumer.name} of stream {consumer.stream}")
-            return
-        request = {"stream_name": consumer.stream, "config": consumer.config()}
-        refused = await self._declare(f"{API}.CONSUMER.CREATE.{consumer.stream}.{consumer.name}", request)
-        _raise_refused(refused, f"consumer {consumer.name} of stream {consumer.stream}")
+    async def ensure_consumer(self, consumer: Consumer, *, mend: bool = True) -> Drift | None:
+        """Creates a durable consumer, or changes what differs; as `ensure_stream` in all else."""
+        what = f"consumer {consumer.name} of stream {consumer.stream}"
+        info: _Info = await self._ask(f"{API}.CONSUMER.INFO.{consumer.stream}.{consumer.name}", b"", None, _decode_info)
+        missing = info.error is not None and info.error.err_code in (_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND)
+        if not missing:
+            _raise_refused(info.error, what)
+        if mend and not self._bus.creates_streams:
+            if missing:
+                raise MissingError(what)
+            return None
+        changes = {} if missing else _differences(consumer.config(), info.config)
+        if not missing and not changes:
+            return None
+        if mend:
+            request = {"stream_name": consumer.stream, "config": consumer.config()}
+            _raise_refused(await self._declare(f"{API}.CONSUMER.CREATE.{consumer.stream}.{consumer.name}", request), what)
+        return Drift(consumer.full_name, missing, changes)
 
     async def names(self, subjects: str) -> list[str]:
         """Returns the names of all streams that capture a subject of these."""
