@@ -149,3 +149,11 @@ async def test_the_command_ends_cleanly(nats: NatsServer, caller: Caller, app: P
         output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     assert output.decode().count("worker ready") == 2
+
+
+async def test_without_a_place_for_files_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    processes = Processes(WorkerSettings(processes=2, health_port=-1), "app.py")
+    with pytest.raises(Mistake, match="tmpfs"):
+        await processes.start()
+    await processes.stop()

@@ -13,6 +13,7 @@ from tests.support.nats import eventually
 
 from trunkline.app import Channel, Context, Delivery
 from trunkline.shared.later import later_token
+from trunkline.shared.postponed import Postponed
 from trunkline.shared.subjects import Subjects
 
 LONG_S = 3600.0
@@ -141,6 +142,22 @@ async def test_a_further_attempt_puts_nothing_off_twice() -> None:
         await put(client, 0.5, "last", run="remind")
         await eventually(lambda: "last" in app.texts)
         assert app.texts == ["once", "last"]
+
+
+@pytest.mark.timeout(60)
+async def test_putting_off_waits_for_nats() -> None:
+    app = App()
+    async with cluster(app.channel) as trunkline:
+        later = trunkline.worker._later
+        what = Postponed("chat", "key", "run", 0.0, None, "remind", b'{"text":"patient"}', "ada", "edge.c")
+        await trunkline.nats.stop()
+        putting = asyncio.create_task(later.put_off(what))
+        await asyncio.wait({putting}, timeout=0.1)
+        assert not putting.done()
+        await trunkline.nats.start()
+        await putting
+        await eventually(lambda: app.texts == ["patient"], 20)
+        assert app.seen[0].user == "ada"
 
 
 @pytest.mark.timeout(60)

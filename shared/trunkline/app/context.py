@@ -309,10 +309,11 @@ class Context(Generic[S]):
     ) -> str:
         """Publishes `message` into a topic, or runs the handler of a durable action with it, `delay_s` seconds from now.
 
-        Returns when nothing can lose it: NATS keeps it, and carries it out late if it or all workers were away. A handler
-        that runs so has no connection (`ctx.connection_id` is ""), and the user of the handler that put it off. What is put
-        off under a `key` takes the place of what this channel has put off under it before. Returns the key, a new one if
-        none was given, for `cancel_later`. In a durable action, further attempts put the same thing off once.
+        Returns when nothing can lose it (while JetStream is away this tries for 8 s): NATS keeps it, and carries it out late
+        if it or all workers were away. A handler that runs so has no connection (`ctx.connection_id` is ""), and the user of
+        the handler that put it off. What is put off under a `key` takes the place of what this channel has put off under it
+        before. Returns the key, a new one if none was given, for `cancel_later`. In a durable action, further attempts put
+        the same thing off once.
 
         Raises `ValueError` for what cannot work; `TrunklineError`: "unknown_action" when the action is not durable,
         "overloaded", "not_available" when NATS is older than 2.12, "unavailable", after which it may or may not be put off.

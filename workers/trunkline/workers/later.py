@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -49,6 +49,8 @@ __all__ = ["LaterService"]
 CREDIT: Final = 64
 SPARE_BYTES: Final = 16_384
 """What an event may become larger by, as a dead letter."""
+PUT_OFF_S: Final = 8.0
+"""How long putting something off is tried."""
 AGAIN_BASE_S: Final = 0.5
 AGAIN_MOST_S: Final = 30.0
 SIZE_S: Final = 10.0
@@ -80,6 +82,7 @@ class LaterService:
         self._puller: Puller | None = None
         self._missing = "this worker does not run yet"
         self._size_bytes = 0
+        self._loop = asyncio.get_running_loop()
 
     async def start(self, routes: Iterable[Route], environment: Environment) -> None:
         """Declares the stream, and begins to carry out what is due. `routes` are all that the app has, in any pool."""
@@ -130,12 +133,27 @@ class LaterService:
             raise TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the broker takes")
         token = later_token(what.channel, what.key)
         headers = schedule_headers(self._subjects.due(token), at)
-        await self._streams.append(self._subjects.later(token), payload, headers=headers)
+        await self._append(token, payload, headers)
 
     async def cancel(self, channel: str, key: str) -> None:
         """Makes that what was put off under this key does not happen, unless it is due already."""
         self._check()
-        await self._streams.append(self._subjects.later(later_token(channel, key)), b"", headers=NEVER)
+        await self._append(later_token(channel, key), b"", NEVER)
+
+    async def _append(self, token: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        """Repeats it while JetStream elects a leader, for example: another message of the same subject is no other."""
+        deadline = self._loop.time() + PUT_OFF_S
+        attempt = 0
+        while True:
+            try:
+                await self._streams.append(self._subjects.later(token), payload, headers=headers)
+                return
+            except TrunklineError as error:
+                pause_s = backoff_s(attempt, most_s=1.0)
+                if error.code != ErrorCode.UNAVAILABLE.code or self._loop.time() + pause_s > deadline:
+                    raise
+            await asyncio.sleep(pause_s)
+            attempt += 1
 
     def _check(self) -> None:
         if self._missing:

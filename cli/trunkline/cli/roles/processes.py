@@ -17,7 +17,7 @@ from prometheus_client import Counter
 
 from trunkline.cli.dev.child import Child
 from trunkline.cli.health import ready_url, reasons_at
-from trunkline.cli.mistakes import Mistake
+from trunkline.cli.mistakes import ExitCode, Mistake
 from trunkline.shared.health import HealthServer
 from trunkline.shared.logs import get_logger
 from trunkline.shared.settings import as_variables
@@ -64,7 +64,7 @@ class Processes:
         self._settings = settings
         self._app = app
         self._tasks = Tasks("processes", fail_with(self.failed))
-        self._directory = tempfile.TemporaryDirectory(prefix="trunkline-workers-")
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._health = HealthServer(settings.health_host, settings.health_port, self._reasons)
         self._places = [_Place(number, Child(f"worker-{number}")) for number in range(1, settings.processes + 1)]
 
@@ -80,6 +80,11 @@ class Processes:
 
     async def start(self) -> None:
         """Return when all processes are ready. Raises `Mistake`, with the exit code of the first that ended."""
+        try:
+            self._directory = tempfile.TemporaryDirectory(prefix="trunkline-workers-")
+        except OSError:
+            text = "several processes need a directory for temporary files: mount one (tmpfs) at /tmp, or set TMPDIR"
+            raise Mistake(text, ExitCode.FAILED) from None
         await self._health.start()
         await asyncio.gather(*(self._start(place) for place in self._places))
         for place in self._places:
@@ -91,13 +96,15 @@ class Processes:
         await self._tasks.close(1.0)
         clean = await asyncio.gather(*(place.child.stop(self._settings.stop_timeout_s) for place in self._places))
         await self._health.stop()
-        self._directory.cleanup()
+        if self._directory is not None:
+            self._directory.cleanup()
         if not all(clean):
             raise RuntimeError("a worker process did not stop in time and was killed")
 
     # ------------------------------------------------------------------ one process
 
     async def _start(self, place: _Place) -> None:
+        assert self._directory is not None
         ready_file = Path(self._directory.name) / f"{place.number}.json"
         ready_file.unlink(missing_ok=True)
         await place.child.start(
