@@ -14,10 +14,11 @@ from tests.support.nats import eventually
 
 from trunkline.cli.dev.child import Child, ChildEndedError
 from trunkline.cli.dev.launcher import __file__ as launcher_file
-from trunkline.cli.dev.output import Output
+from trunkline.cli.dev.output import WIDTH, Output
 from trunkline.cli.mistakes import ExitCode, Mistake
 
 SLEEP = "import time; time.sleep(60)"
+HEAD = f"{'worker':<{WIDTH}} │ "
 
 
 class Family:
@@ -56,8 +57,8 @@ async def test_lines_are_shown_and_the_last_ones_kept(family: Family) -> None:
     child = await family.start("import sys; print('out'); print('err', file=sys.stderr); print('é' * 100_000)")
     assert await child.ended() == 0
     shown = family.stream.getvalue()
-    assert "worker        │ out\n" in shown
-    assert "worker        │ err\n" in shown
+    assert f"{HEAD}out\n" in shown
+    assert f"{HEAD}err\n" in shown
     assert shown.count("é") == 100_000
     assert "out" in str(child.why(0))
 
