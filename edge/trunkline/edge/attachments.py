@@ -9,6 +9,7 @@ not to be had any more, the subscribers are told so.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter as Tally
 from collections.abc import Callable
 from typing import Final
@@ -31,6 +32,8 @@ __all__ = ["Attachments"]
 
 HOLD_S: Final = 2.0
 AGAIN_AT_ONCE: Final = 1000
+SPREAD_TOPIC_S: Final = 50e-6
+SPREAD_MOST_S: Final = 0.5
 
 attaches_again = Counter("trunkline_attaches_again_total", "Topics attached again after a change of owner or broker.")
 
@@ -121,13 +124,18 @@ class Attachments:
     # ------------------------------------------------------------------ repair
 
     def attach_all_again(self, partitions: frozenset[int] | None = None) -> None:
-        """Asks for the positions of all attached topics (of these partitions) again, soon."""
+        """Asks for the positions of all attached topics (of these partitions) again, soon.
+
+        All edges hear of a new owner in the same moment. Each waits a random part of the time that its own topics may take,
+        so that many edges do not ask at once, and a few topics wait for next to nothing.
+        """
         self._stale.update(
             name
             for name, audience in self._hub.topics.items()
             if audience.sequence.is_attached and (partitions is None or audience.sequence.partition in partitions)
         )
-        self._wake.set()
+        wait_s = random.uniform(0.0, min(SPREAD_MOST_S, len(self._stale) * SPREAD_TOPIC_S))
+        self._loop.call_later(wait_s, self._wake.set)
 
     def _attach_again(self, name: str) -> None:
         self._stale.add(name)
