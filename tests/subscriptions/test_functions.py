@@ -18,6 +18,7 @@ from tests.support.nats import eventually
 from tests.support.simulated_log import Log
 
 from trunkline.app import Channel, ChannelError, Context, TopicFeed
+from trunkline.shared import wire
 from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.shared.topics import PARTITIONS
 from trunkline.subscriptions.functions import Functions
@@ -446,7 +447,7 @@ async def hear(client: Client, found: dict[str, list[int]], more: int) -> None:
 # ------------------------------------------------------------------------------------------------ without the app
 
 
-async def test_an_instance_without_the_function_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_instance_without_the_function_says_so() -> None:
     source = Source()
     missing = sample("trunkline_functions_missing_total")
     async with cluster(source.channel) as trunkline, trunkline.connect() as ada:
@@ -454,8 +455,12 @@ async def test_an_instance_without_the_function_says_so(capsys: pytest.CaptureFi
         await trunkline.stop(trunkline.owner)
         await subscribed(ada, "count.a")
         await eventually(lambda: sample("trunkline_functions_missing_total") == missing + 1)
+        bus = await trunkline.bus()
+        for _ in range(3):
+            await bus.publish("trunkline.edges", wire.encode(wire.Notice(wire.VERSION, wire.NewManifest("chat"))))
         assert (await trunkline.publish("count.a", 7))["offset"] == 1
         assert await numbers(ada, 1) == [7]
+        assert sample("trunkline_functions_missing_total") == missing + 1, "it is counted once"
 
 
 async def test_two_channels_cannot_feed_one_pattern() -> None:

@@ -107,6 +107,7 @@ class Functions:
         self._leaving: set[int] = set()
         self._running = 0
         self._expected: list[Manifest] = []
+        """The manifests with functions that are missing here."""
         self._said: dict[str, float] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -152,9 +153,11 @@ class Functions:
         self._drop([fed for fed in self._fed.values() if fed.partition in partitions])
 
     def expect(self, manifests: Iterable[Manifest]) -> None:
-        """Learns which functions there should be."""
-        self._expected = [manifest for manifest in manifests if manifest.subscriptions]
-        if self._expected:
+        """Learns which functions there should be, of which some may be missing here."""
+        here = {function.pattern.pattern for function in self._functions}
+        expected = [each for each in manifests if any(entry.pattern not in here for entry in each.subscriptions)]
+        if expected != self._expected:
+            self._expected = expected
             for topic in list(self._owner.topics.values()):
                 if topic.edges and topic.name not in self._fed:
                     self.interest(topic)
