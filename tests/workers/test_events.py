@@ -229,6 +229,26 @@ async def test_what_cannot_be_read_is_a_dead_letter_at_once(nats: NatsServer, lo
     )
 
 
+async def test_an_event_whose_dead_letter_cannot_be_written_stays_an_event(nats: NatsServer, log: Log) -> None:
+    chat = Channel("chat")
+
+    @chat.on("big", durable=True, retries=0)
+    async def big(ctx: Context) -> None:
+        raise TrunklineError("unavailable", "never")
+
+    async with worker(nats, chat, dead_bytes=1024 * 1024):
+        for _ in range(3):
+            await log.put("big", {"padding": "x" * 400_000})
+
+        async def settled() -> bool:
+            lags = await log.streams.lags("trunkline_EVENTS")
+            return sum(lag.waiting + lag.under_way for lag in lags) == 1 and len(await log.dead()) == 2
+
+        async with asyncio.timeout(10.0):
+            while not await settled():
+                await asyncio.sleep(0.02)
+
+
 async def test_an_event_waits_for_a_worker_that_knows_it(nats: NatsServer, log: Log) -> None:
     """In a rolling deploy the edge offers a new action while old workers, which lack it, still pull."""
     old, new = Channel("chat"), Channel("chat")
