@@ -293,6 +293,22 @@ async def test_an_action_that_moved_to_another_pool_is_handled_where_it_was_logg
         await log.empty()
 
 
+async def test_ordered_events_are_handled_though_their_action_has_no_order_any_more(nats: NatsServer, log: Log) -> None:
+    chat = Channel("chat")
+    handled: list[int] = []
+
+    @chat.on("write", durable=True)
+    async def write(ctx: Context, message: Number) -> None:
+        handled.append(message.number)
+
+    await declare_event_log(log.streams, log.subjects, EventLog(ack_wait_s=LONG_S), ORDERED)
+    for number in range(3):
+        await log.put("write", {"number": number}, key="ada")
+    async with worker(nats, chat):
+        await log.empty()
+    assert handled == [0, 1, 2]
+
+
 # ------------------------------------------------------------------------------------------------ order
 
 

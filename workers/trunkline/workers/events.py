@@ -127,6 +127,8 @@ class Events:
         self._runner: Runner | None = None
         self._endpoints: dict[tuple[str, str, str], tuple[Endpoint, Durable]] = {}
         self._pullers: dict[str, Puller] = {}
+        self._partitions: set[str] = set()
+        """The consumers of ordered events in the pools that this worker serves, whether there are any or not."""
         self._outcomes: dict[tuple[str, str, str], Counter] = {}
         self._held: set[_Held] = set()
         self._loop = asyncio.get_running_loop()
@@ -149,7 +151,7 @@ class Events:
         runner = self._runner = Runner(
             self._answerer,
             Tasks("event slots", self._fail),
-            slots=slots * len(pools.durable) + PARTITIONS * len(pools.ordered),
+            slots=(slots + PARTITIONS) * len(pools.durable),
             most_calls=0,
             most_bytes=0,
             timeout_s=self._settings.timeout_s,
@@ -162,22 +164,27 @@ class Events:
         self._tasks.start(every(LAG_S, self._measure), "measure the lag", essential=True)
         for pool in pools.durable:
             self._add(pool_consumer(pool), slots)
+            self._partitions.update(ordered_consumer(pool, partition) for partition in range(PARTITIONS))
         for pool in pools.ordered:
             for partition in range(PARTITIONS):
-                name = ordered_consumer(pool, partition)
-                self._add(name, 1, expires_s=ORDERED_PULL_S, heartbeat_s=ORDERED_HEARTBEAT_S)
+                self._add_partition(ordered_consumer(pool, partition))
         await asyncio.gather(*(puller.start() for puller in self._pullers.values()))
+        await self._measure()
 
     def _add(self, consumer: str, credit: int, **options: float) -> None:
         take = functools.partial(self._take, consumer)
         stream = self._subjects.events_stream
         self._pullers[consumer] = Puller(self._bus, stream, consumer, take, credit, **options)
 
+    def _add_partition(self, consumer: str) -> None:
+        self._add(consumer, 1, expires_s=ORDERED_PULL_S, heartbeat_s=ORDERED_HEARTBEAT_S)
+
     async def stop(self, timeout_s: float) -> None:
         """Pulls no more, finishes what runs, and hands back what has not ended after `timeout_s`."""
         if self._runner is None:
             return
         began = self._loop.time()
+        self._partitions.clear()  # no further pullers
         drains = {self._tasks.start(puller.drain(), "drain") for puller in self._pullers.values()}
         await asyncio.wait(drains, timeout=timeout_s)
         await self._runner.finish(max(0.0, timeout_s - (self._loop.time() - began)))
@@ -373,6 +380,10 @@ class Events:
             return  # the broker is away, which is told elsewhere
         sums: dict[str, int] = {}
         for lag in lags:
+            if lag.waiting and lag.name in self._partitions and lag.name not in self._pullers:
+                # They were logged when their action, or another one of this pool, still had an order.
+                self._add_partition(lag.name)
+                await self._pullers[lag.name].start()
             name = lag.name.rpartition("_")[0] if lag.name.startswith("ordered_") else lag.name
             sums[name] = sums.get(name, 0) + lag.waiting + lag.under_way
         for name, count in sums.items():
