@@ -204,7 +204,8 @@ class Channel:
 
         `order`: messages of one `"connection"`, of one `"user"` (without one: connection), or with one key (a function of
         the message, plain and fast, that returns it) are handled one at a time, in the order in which they were logged,
-        also when one has to be tried again. All keys share 32 queues, so a message that waits for its next attempt holds back 1/32 of them.
+        also when one has to be tried again. All keys share 32 queues, so a message that waits for its next attempt holds
+        back 1/32 of them.
 
         `key`: a field of the message, a string or an integer. Messages of one user (of one connection, without a user) with
         the same key within two minutes are one message. Without it, the frame's `id` is the key, on its connection.
