@@ -82,6 +82,7 @@ class Instance:
         self.may_settle = asyncio.Event()
         self.may_settle.set()
         self.refusals = 0
+        self.unsettleable = 0
 
     @property
     def owned(self) -> set[int]:
@@ -99,6 +100,9 @@ class Instance:
     async def settle(self, partitions: Collection[int]) -> None:
         assert set(partitions) <= self.held.keys()
         await self.may_settle.wait()
+        if self.unsettleable:
+            self.unsettleable -= 1
+            raise TrunklineError(ErrorCode.UNAVAILABLE, "the broker does not confirm it")
         self.settled.extend(partitions)
 
     async def lost(self, partitions: Collection[int]) -> None:
@@ -254,6 +258,17 @@ async def test_what_cannot_be_taken_up_is_claimed_again(nats: NatsServer) -> Non
         assert found.losses == PARTITIONS
     finally:
         await found.crash()
+
+
+async def test_what_cannot_be_settled_is_handed_over_all_the_same(nats: NatsServer) -> None:
+    """It had stopped to listen by then. To remain the owner meant that nobody answered for these partitions any more."""
+    async with instances(nats, "a") as (a,):
+        a.unsettleable = 1
+        async with instances(nats, "b") as (b,):
+            await eventually(lambda: shared_out([a, b]))
+            assert not a.unsettleable
+            assert a.losses == len(b.owned)
+            assert a.gains == list(a.gains[:PARTITIONS]), "nothing was taken back"
 
 
 # ------------------------------------------------------------------------------------------------ taking over

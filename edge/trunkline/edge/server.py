@@ -54,6 +54,7 @@ STATUS: Final = {
 """HTTP status of a refusal before the upgrade; a handler's own code is 403."""
 SECRETS: Final = frozenset({"token", "session"})
 """Query parameters that handlers do not see."""
+CLIENT_LEFT: Final = 499
 PASSED_HEADERS: Final = ("User-Agent", "Accept-Language", "X-Forwarded-For", "X-Request-Id")
 
 accepted = Counter("trunkline_connections_accepted_total", "Connections that were opened.")
@@ -185,8 +186,9 @@ class Server:
             left_early.inc()
         finally:
             self._end(connection, socket)
-        if socket is not None:
-            await socket.wait_closed()
+        if socket is None:
+            return web.Response(status=CLIENT_LEFT)  # nobody reads it; the WebSocket's own was never begun
+        await socket.wait_closed()
         return response
 
     def _end(self, connection: Connection, socket: Socket | None) -> None:

@@ -271,7 +271,11 @@ class Ownership:
     async def _hand_over(self, partitions: Collection[int]) -> None:
         if not partitions:
             return
-        await self._holder.settle(partitions)
+        try:
+            await self._holder.settle(partitions)
+        except TrunklineError as error:
+            # It may have stopped to listen: to stay the owner would be worse than to tell those who still wait to ask again.
+            log.warning("partitions are handed over with requests under way", error=str(error))
         terms = dict(self.terms)
         await self._lose(partitions, "handed over")
         # This instance does not act as their owner any more, whatever becomes of the releases.
