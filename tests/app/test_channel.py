@@ -10,8 +10,7 @@ from pydantic import BaseModel
 
 from trunkline.app import Channel, ChannelError, Context, Disconnect, Operation, Session
 from trunkline.app.routes import Next
-from trunkline.shared.manifest import Manifest
-from trunkline.shared.rates import Rate
+from trunkline.shared.manifest import Manifest, RateEntry
 
 T = TypeVar("T")
 
@@ -80,7 +79,7 @@ def test_manifest_says_what_edges_need() -> None:
     assert (manifest.channel, manifest.connect, manifest.lifecycle, manifest.default) == ("chat", True, False, False)
     assert list(manifest.actions) == ["nothing", "say"]
     say_entry = manifest.actions["say"]
-    assert (say_entry.timeout_s, say_entry.concurrent, say_entry.rate) == (2.5, True, Rate(10.0, 20))
+    assert (say_entry.timeout_s, say_entry.concurrent, say_entry.rate) == (2.5, True, RateEntry(per_s=10.0, burst=20))
     assert say_entry.message is not None
     assert say_entry.message["required"] == ["text"]
     assert say_entry.result is not None

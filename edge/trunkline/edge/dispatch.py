@@ -109,7 +109,7 @@ class Dispatcher:
         if route is not None and route.rate is not None:
             if connection.limits is None:
                 connection.limits = Limits(None)
-            refusal = self._rates.check_action(connection.limits, incoming.action, route.rate)
+            refusal = self._rates.check_action(connection.limits, incoming.action, route.rate.rate)
             if refusal is not None:
                 raise refusal
         timeout_s = self._timeout_s if route is None or route.timeout_s is None else route.timeout_s

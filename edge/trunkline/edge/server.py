@@ -242,7 +242,7 @@ class Server:
                 MSGPACK if msgpack else JSON,
                 msgpack or chosen == JSON_SUBPROTOCOL,
             )
-            connection.limits = self._rates.new(manifest.rate)
+            connection.limits = self._rates.new(manifest.rate.rate if manifest.rate else None)
             return connection
 
         await self._lifecycle.prepare(manifest)

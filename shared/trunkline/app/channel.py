@@ -18,7 +18,7 @@ from trunkline.app.signatures import UNKNOWN, Signature, adapter_of, read_signat
 from trunkline.app.state import StateCodec
 from trunkline.app.types import Kind, Operation
 from trunkline.shared.durations import parse_duration
-from trunkline.shared.manifest import DEFAULT_POOL, ActionEntry, Manifest, ScheduleEntry, TopicEntry, TopicPattern
+from trunkline.shared.manifest import DEFAULT_POOL, ActionEntry, Manifest, RateEntry, ScheduleEntry, TopicEntry, TopicPattern
 from trunkline.shared.rates import Rate, parse_rate
 
 __all__ = ["Channel"]
@@ -577,7 +577,7 @@ class Channel:
             },
             topics=tuple(policy.entry for policy in self._policies.values()),
             pool=self._pool,
-            rate=self._rate,
+            rate=RateEntry.of(self._rate),
             subscriptions=tuple(function.entry for function in self._subscription_functions),
             session=self._session is not None,
             schedules={
@@ -632,7 +632,7 @@ def _action_entry(handler: _Handler) -> ActionEntry:
         ack="handled" if durable is None else durable.ack,
         order=None if durable is None else durable.order_name,
         key=None if durable is None else durable.key,
-        rate=handler.rate,
+        rate=RateEntry.of(handler.rate),
         message=_schema(body, handler, "validation"),
         result=_schema(None if signature.returns in (UNKNOWN, type(None)) else signature.returns, handler, "serialization"),
     )

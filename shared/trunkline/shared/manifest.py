@@ -25,6 +25,7 @@ __all__ = [
     "ActionEntry",
     "FunctionEntry",
     "Manifest",
+    "RateEntry",
     "ScheduleEntry",
     "TopicEntry",
     "TopicPattern",
@@ -98,6 +99,23 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class RateEntry(_Entry):
+    """A rate limit; see `Rate`."""
+
+    per_s: float
+    burst: int = 1
+
+    @property
+    def rate(self) -> Rate:
+        """As edges use it."""
+        return Rate(self.per_s, self.burst)
+
+    @classmethod
+    def of(cls, rate: Rate | None) -> RateEntry | None:
+        """Returns the entry of a rate, if there is one."""
+        return None if rate is None else cls(per_s=rate.per_s, burst=rate.burst)
+
+
 class ActionEntry(_Entry):
     """An action. `timeout_s` None: the edge's own. `rate`: how many messages one connection may send. The schemas are JSON
     Schema, None where there is none.
@@ -113,7 +131,7 @@ class ActionEntry(_Entry):
     ack: str = "handled"
     order: str | None = None
     key: str | None = None
-    rate: Rate | None = None
+    rate: RateEntry | None = None
     message: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
 
@@ -171,7 +189,7 @@ class Manifest(_Entry):
     topics: tuple[TopicEntry, ...] = ()
     pool: str = DEFAULT_POOL
     former: tuple[str, ...] = ()
-    rate: Rate | None = None
+    rate: RateEntry | None = None
     subscriptions: tuple[FunctionEntry, ...] = ()
     session: bool = False
     schedules: Mapping[str, ScheduleEntry] = {}
