@@ -11,14 +11,15 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
-from tests.support.cluster import Cluster, cluster
+from tests.support.cluster import Client, Cluster, cluster
 
 from trunkline.app import Channel, Context, Disconnect
 from trunkline.shared.bus import Bus
-from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, decode_event
+from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, RESUMED, decode_event
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
@@ -126,3 +127,62 @@ async def lose_an_edge(directory: Path, connections: int) -> tuple[float, float]
 
 async def test_each_connection_of_a_killed_edge_has_one_disconnected(tmp_path: Path) -> None:
     await lose_an_edge(tmp_path, CONNECTIONS)
+
+
+async def lose_an_edge_and_come_back(directory: Path, connections: int, grace_s: float) -> None:
+    """Half of the clients come back to another edge in time."""
+    game = Channel("chat", resume=grace_s)
+    heard: list[tuple[str, str]] = []
+
+    @game.on_resume
+    async def back(ctx: Context, previous: str) -> None:
+        assert ctx.state == {"points": 1}
+        heard.append((RESUMED, previous))
+
+    @game.on_disconnect
+    async def gone(ctx: Context, reason: Disconnect) -> None:
+        heard.append((DISCONNECTED, ctx.connection_id))
+
+    @game.on("score")
+    async def score(ctx: Context) -> str:
+        ctx.state = {"points": 1}
+        return ctx.connection_id
+
+    async with AsyncExitStack() as stack:
+        trunkline = await stack.enter_async_context(cluster(game))
+        bus = Bus(CommonSettings(nats_url=trunkline.nats.url), "test", "test", lambda error: None)
+        await bus.start()
+        stack.push_async_callback(bus.stop)
+        streams = Streams(bus)
+        await streams.start()
+        stack.callback(streams.stop)
+        process, url = await stack.enter_async_context(edge_process(trunkline, directory))
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+
+        async def play(url: str, token: str = "") -> tuple[Client, Any, str]:
+            client = Client(await session.ws_connect(f"{url}/ws/chat{token}"))
+            greeting = await client.receive()
+            return client, greeting, (await client.ask("score"))["result"]
+
+        players = await asyncio.gather(*(play(url) for _ in range(connections)))
+        process.kill()
+        await process.wait()
+        tokens = [f"?session={greeting['session']}" for _, greeting, _ in players]
+        half = connections // 2
+        resumed = await asyncio.gather(*(play(trunkline.url, token) for token in tokens[:half]))
+        assert all(greeting["resumed"] for _, greeting, _ in resumed)
+        async with asyncio.timeout(30.0):
+            while len(heard) < connections:
+                await asyncio.sleep(0.05)
+        ids = [id_ for _, _, id_ in players]
+        assert sorted(heard) == sorted([(RESUMED, id_) for id_ in ids[:half]] + [(DISCONNECTED, id_) for id_ in ids[half:]])
+        events = await feed(streams)
+        assert {id_ for event, id_ in events if event == RESUMED} == {id_ for _, _, id_ in resumed}
+        assert {id_ for event, id_ in events if event == DISCONNECTED} == set(ids[half:])
+        assert set(events.values()) == {1}
+        late = await play(trunkline.url, tokens[-1])
+        assert late[1]["resumed"] is False
+
+
+async def test_who_came_back_in_time_is_not_disconnected(tmp_path: Path) -> None:
+    await lose_an_edge_and_come_back(tmp_path, 60, 4.0)
