@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from trunkline.cli.faults.checker import check
 from trunkline.cli.faults.records import (
+    Connections,
     Event,
     Interrupted,
     Log,
@@ -229,3 +230,38 @@ def test_any_publication_that_the_log_lacks_is_found(data: st.DataObject) -> Non
     log.remove(data.draw(st.integers(1, top)))
     published = [told(offset) for offset in range(1, top + 1)]
     assert run(published, [Started(at(0)), *saw(*range(1, top + 1))], top=top, log=log) == ["log"]
+
+
+# ------------------------------------------------------------------ connections
+
+
+def came_and_went(*ids: str) -> list[tuple[str, str, int]]:
+    return [(event, id_, 1) for id_ in ids for event in ("connected", "disconnected")]
+
+
+RIGHT = Connections(["a"], [("connected", "a", 1), *came_and_went("b")], came_and_went("a", "b"), [])
+
+
+def broken(connections: Connections) -> list[str]:
+    found = check(Records([], [], [], {}, {}, connections=connections))
+    assert all(violation.kind == "lifecycle" for violation in found)
+    return [violation.text for violation in found]
+
+
+def test_each_connection_comes_and_goes_once() -> None:
+    assert broken(RIGHT) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"told": [("connected", "a", 1), *came_and_went("b")]}, "a is never disconnected"),
+        ({"told": [("disconnected", "c", 1), *RIGHT.told]}, "c is disconnected, and was never connected"),
+        ({"told": [("disconnected", "a", 2), ("connected", "a", 1)]}, "a is disconnected 2 times"),
+        ({"told_before": came_and_went("a")}, "a is open, and was disconnected"),
+        ({"open": ["c"]}, "c is open, and was never connected"),
+        ({"left": ["b"]}, "b stays in the register"),
+    ],
+)
+def test_a_connection_that_does_not_is_found(change: dict[str, object], text: str) -> None:
+    assert broken(msgspec.structs.replace(RIGHT, **change)) == [text]

@@ -22,6 +22,7 @@ FOUND = {
     "deliver-twice": {"twice"},
     "swap": {"gap", "order"},
     "skip": {"gap", "lost"},
+    "forget-end": {"lifecycle"},
 }
 ALLOWED = {"acknowledge-first": {"dead"}}
 """It depends on chance whether there was poison among the actions."""

@@ -353,13 +353,13 @@ class Streams:
             raise _error_of(info.error)
         return info.state.bytes
 
-    async def subjects(self, stream: str, pattern: str) -> frozenset[str]:
-        """Returns the subjects of a stream that have a message, from the stream's leader; at most 100,000 of them."""
+    async def subjects(self, stream: str, pattern: str) -> Mapping[str, int]:
+        """Returns the subjects of a stream that have messages, and how many, from the stream's leader; at most 100,000."""
         request = _encode({"subjects_filter": pattern})
         info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream}", request, None, _decode_info)
         if info.error is not None:
             raise _error_of(info.error)
-        return frozenset(info.state.subjects)
+        return info.state.subjects
 
     # ------------------------------------------------------------------ removing
 

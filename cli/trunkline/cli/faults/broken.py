@@ -125,6 +125,23 @@ def _several_at_once() -> None:
     Puller.start = more_credit  # type: ignore[method-assign]
 
 
+def _forget_end() -> None:
+    """The end of a connection is not written down, now and then."""
+    from trunkline.edge.connection import Connection
+    from trunkline.edge.lifecycle import Lifecycle
+
+    ended = Lifecycle.ended
+    count = 0
+
+    def broken(self: Lifecycle, connection: Connection, code: int, reason: str) -> None:
+        nonlocal count
+        count += 1
+        if count % 2:
+            ended(self, connection, code, reason)
+
+    Lifecycle.ended = broken  # type: ignore[method-assign]
+
+
 DEFECTS: Final = {
     "drop-append": ("subscriptions", _drop_append),
     "deliver-twice": ("edge", _deliver_twice),
@@ -133,6 +150,7 @@ DEFECTS: Final = {
     "acknowledge-first": ("workers", _acknowledge_first),
     "publish-again": ("workers", _publish_again),
     "several-at-once": ("workers", _several_at_once),
+    "forget-end": ("edge", _forget_end),
 }
 """By name: the role that is broken, and what breaks it."""
 

@@ -21,7 +21,7 @@ TAKES_S: Final = 0.02
 RETRIES: Final = 12
 BACKOFF_S: Final = (0.05, 0.1, 0.3)
 
-channel = Channel("faults")
+channel = Channel("faults", lifecycle=True)
 
 
 class Text(BaseModel):
@@ -34,6 +34,12 @@ class Text(BaseModel):
 async def echo(ctx: Context, message: Text) -> Text:
     """Answers with the same."""
     return message
+
+
+@channel.on("who")
+async def who(ctx: Context) -> str:
+    """Tells a client the id of its connection."""
+    return ctx.connection_id
 
 
 class Job(BaseModel):

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from trunkline.cli.faults.handled import check_actions
+from trunkline.cli.faults.lifecycle import check_connections
 from trunkline.cli.faults.records import Interrupted, Log, Published, Records, Resumed, Seen, Started, Topic, View
 from trunkline.cli.faults.violations import Kind, Violation
 from trunkline.shared.positions import Position
@@ -36,6 +37,8 @@ def check(records: Records) -> list[Violation]:
             topic, published[topic.name], views[topic.name], records.tops.get(topic.name), records.logs.get(topic.name)
         )
     found += check_actions(records, _check_order)
+    if records.connections is not None:
+        found += check_connections(records.connections)
     return found
 
 

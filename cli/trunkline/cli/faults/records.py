@@ -6,7 +6,20 @@ import msgspec
 
 from trunkline.shared.positions import Position
 
-__all__ = ["Action", "Event", "Interrupted", "Log", "Published", "Records", "Resumed", "Seen", "Started", "Topic", "View"]
+__all__ = [
+    "Action",
+    "Connections",
+    "Event",
+    "Interrupted",
+    "Log",
+    "Published",
+    "Records",
+    "Resumed",
+    "Seen",
+    "Started",
+    "Topic",
+    "View",
+]
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -89,6 +102,19 @@ class Log(msgspec.Struct):
     entries: list[tuple[int, int]]
 
 
+class Connections(msgspec.Struct):
+    """The lifecycle of a run's connections: how often the feed has each event, as `(event, connection id, count)`.
+
+    `open`: those that clients had open when everything had settled, and `told_before` what the feed had then. Afterwards
+    they were closed; `told` is what it had in the end, and `left` what the register had.
+    """
+
+    open: list[str]
+    told_before: list[tuple[str, str, int]]
+    told: list[tuple[str, str, int]]
+    left: list[str]
+
+
 class Records(msgspec.Struct):
     """A whole run. `tops` is where each topic stood when everything had settled; `dead` are actions that were given up."""
 
@@ -99,3 +125,4 @@ class Records(msgspec.Struct):
     logs: dict[str, Log]
     actions: list[Action] = []
     dead: list[int] = []
+    connections: Connections | None = None

@@ -18,8 +18,9 @@ from trunkline.cli.faults.channel import ANTIDOTE, LONG, SHORT
 from trunkline.cli.faults.checker import check
 from trunkline.cli.faults.client import AnswerError, ClosedError, PlainClient
 from trunkline.cli.faults.cluster import Cluster, Size
+from trunkline.cli.faults.feed import Feed
 from trunkline.cli.faults.publishers import BusPublisher, Load, SocketPublisher
-from trunkline.cli.faults.records import Interrupted, Log, Published, Records, Topic
+from trunkline.cli.faults.records import Connections, Interrupted, Log, Published, Records, Topic
 from trunkline.cli.faults.schedule import Fault, bound_s, draw
 from trunkline.cli.faults.subscriber import Subscriber
 from trunkline.cli.faults.violations import Violation
@@ -38,6 +39,7 @@ EVENTS_S: Final = 40.0
 """So long may the events of a run take that are not handled when its load ends."""
 WORK: Final = 2
 STEPS: Final = 4
+LIFECYCLE_S: Final = 15.0
 PAGE: Final = 1000
 POLL_S: Final = 0.1
 
@@ -144,8 +146,7 @@ class Run:
         dead = await self._finish_events()
         handled_at = self._loop.time()
         tops, settled_at = await self._settle()
-        for task in following:
-            task.cancel()
+        connections = await self._connections(following)
         self._say("reading the logs")
         await cluster.restart_owners()
         records = Records(
@@ -156,6 +157,7 @@ class Run:
             logs=await self._logs(),
             actions=actions.actions,
             dead=dead,
+            connections=connections,
         )
         settled_s = None if settled_at is None else settled_at - handled_at
         return self._outcome(records, settled_s, ended_at), records
@@ -224,6 +226,17 @@ class Run:
                 return tops, self._loop.time()
             await asyncio.sleep(POLL_S)
         return tops, None
+
+    async def _connections(self, following: Sequence[asyncio.Task[None]]) -> Connections:
+        """Ends all clients, and notes what became of their connections."""
+        async with Feed(self._cluster.nats_url, fail_with(self._failed)) as feed:
+            opened = list(await asyncio.gather(*(each.identify(ASK_S) for each in self._subscribers)))
+            told_before = await feed.told()
+            for task in following:
+                task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
+            left = await feed.settle(LIFECYCLE_S)
+            return Connections(opened, told_before, await feed.told(), left)
 
     async def _ask(self, action: str, **fields: Any) -> dict[str, Any]:
         """Asks any edge, on a connection of its own, until it answers."""

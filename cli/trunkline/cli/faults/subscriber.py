@@ -37,6 +37,8 @@ class Subscriber:
         self._client: PlainClient | None = None
         self._asked: dict[int | str, str] = {}
         self._again: list[str] = []
+        self._identifying: int | str = 0
+        self._identity: asyncio.Future[str] | None = None
 
     async def run(self) -> None:
         """Connects, again and again. Ends by cancellation only."""
@@ -51,6 +53,15 @@ class Subscriber:
                 if self._client is not None:
                     await self._client.close()
             await asyncio.sleep(self._dice.uniform(*AGAIN_S))
+
+    async def identify(self, timeout_s: float) -> str:
+        """Returns the id of the connection. Raises `ClosedError` or `TimeoutError`."""
+        if self._client is None:
+            raise ClosedError("not connected")
+        self._identity = asyncio.get_running_loop().create_future()
+        self._identifying = await self._client.send("who", {})
+        async with asyncio.timeout(timeout_s):
+            return await self._identity
 
     async def _listen(self, client: PlainClient) -> None:
         self._asked.clear()
@@ -83,6 +94,11 @@ class Subscriber:
                 return  # the reader sees it, too
 
     def _take(self, message: dict[str, Any]) -> None:
+        if self._identity is not None and message.get("id") == self._identifying:
+            identity, self._identity = self._identity, None
+            if "result" in message and not identity.done():
+                identity.set_result(message["result"])
+            return
         asked = self._asked.pop(message["id"], None) if "id" in message else None
         if asked is not None:
             self._take_answer(asked, message)

@@ -8,7 +8,7 @@ import msgspec
 
 __all__ = ["Kind", "Violation"]
 
-Kind = Literal["lost", "log", "twice", "order", "gap", "conflict", "epoch", "behind", "unhandled", "dead"]
+Kind = Literal["lost", "log", "twice", "order", "gap", "conflict", "epoch", "behind", "unhandled", "dead", "lifecycle"]
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -18,7 +18,7 @@ class Violation(msgspec.Struct, frozen=True):
     `order`: earlier than its predecessor; `gap`: a step over something without a word; `conflict`: two publications at one
     position; `epoch`: a log began anew; `behind`: a subscriber that is not at the top in the end;
     `unhandled`: a durable action that was acknowledged and never handled; `dead`: one that was given up and should not have
-    been, or should have been and was not.
+    been, or should have been and was not; `lifecycle`: a connection that did not come and go exactly once.
     """
 
     kind: Kind
