@@ -12,7 +12,8 @@ from tests.support.cluster import Cluster, cluster
 from tests.support.nats import eventually
 
 from trunkline.app import Channel, Context, Disconnect
-from trunkline.shared.bus import Bus
+from trunkline.shared import wire
+from trunkline.shared.bus import Bus, Message
 from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, Event, Register, decode_event
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Streams
@@ -189,6 +190,23 @@ async def test_a_connection_that_others_have_ended_is_closed(trunkline: Cluster,
     await eventually(lambda: len(chat.went) == 2)
     assert chat.went[0] == (connection_id, Disconnect(1006, "edge lost"))
     assert len([event for event in await outside.events() if event.event == DISCONNECTED]) == 2
+
+
+async def test_beats_that_were_held_up_are_noticed(trunkline: Cluster, outside: Outside) -> None:
+    """The edge's connection to NATS hung for some seconds. Then all of its beats came back at once, as if nothing had been,
+    and connections that were ended meanwhile stayed open for a minute."""
+    lifecycle = trunkline.edge._lifecycle
+    async with trunkline.connect() as client:
+        connection_id = (await client.ask("who"))["result"]
+        found = await outside.register.find(connection_id, "chat")
+        assert found is not None
+        await outside.register.end(connection_id, "chat", found.life.lost(), found.sequence, own=False)
+        now = asyncio.get_running_loop().time()
+        lifecycle._proved_at = now - 3.0
+        for ago_s in (2.5, 2.0, 1.5, 1.0, 0.5):
+            beat = wire.EdgeBeat(wire.VERSION, trunkline.edge.edge_id, now - ago_s)
+            lifecycle.heard(Message("", wire.encode(beat), "", None))
+        assert (await client.closed()).code == 3011
 
 
 async def test_an_audit_closes_nobody_whose_entry_was_only_renewed(trunkline: Cluster, outside: Outside) -> None:

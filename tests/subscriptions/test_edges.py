@@ -66,6 +66,15 @@ def test_who_was_paused_gives_everybody_the_whole_time_again() -> None:
     assert edges.is_dead("e", 62.5)
 
 
+def test_beats_that_were_held_up_prove_nothing() -> None:
+    """The connection hung, and everything that was sent meanwhile comes at once."""
+    edges = hearing(1.0)
+    edges.heard("e", 1.0)
+    for sent_at in (1.5, 2.0, 2.5, 3.0, 3.5, 4.0):
+        edges.proved(sent_at, 4.0)
+    assert not edges.is_dead("e", 4.0)
+
+
 def test_who_does_not_hear_itself_judges_nobody() -> None:
     edges = hearing(5.0)
     edges.heard("e", 0.0)

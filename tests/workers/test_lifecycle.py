@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from tests.support.nats import NatsServer, eventually, nats_server
 
 from trunkline.app import Channel, Context, Disconnect, Reject
 from trunkline.shared.bus import Bus
+from trunkline.shared.dead_letters import DeadLetters
 from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, Life, Register, Registered
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Streams
@@ -130,6 +132,9 @@ async def test_what_fails_each_time_is_given_up_loudly(
             await edge.tell("e.poison")
             await edge.tell("e.good")
             await eventually(lambda: any(line["event"] == "a lifecycle event is given up" for line in logs))
+    (letter,) = [found async for found in DeadLetters(edge.streams, SUBJECTS).read("chat", "$disconnect")]
+    assert (letter.letter.error_type, letter.letter.error, letter.letter.attempts) == ("RuntimeError", "never", 3)
+    assert letter.letter.error_id in {line["error_id"] for line in logs if "error_id" in line}
     assert sorted(seen) == ["e.good", "e.poison", "e.poison", "e.poison", "e.rejected"]
 
 
@@ -140,3 +145,39 @@ async def test_what_cannot_be_read_holds_nothing_up(nats: NatsServer, edge: Edge
         await edge.tell("e.d")
         await eventually(lambda: gone)
     assert [each[0] for each in gone] == ["e.d"]
+
+
+async def test_a_dead_letter_is_given_another_chance(nats: NatsServer, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trunkline.workers.lifecycle.ATTEMPTS", 1)
+    chat = Channel("chat")
+    seen: list[str] = []
+
+    @chat.on_disconnect
+    async def bye(ctx: Context, reason: Disconnect) -> None:
+        seen.append(ctx.connection_id)
+        if len(seen) == 1:
+            raise RuntimeError("not now")
+
+    letters = DeadLetters(edge.streams, SUBJECTS)
+    async with worker(nats, chat):
+        await edge.tell("e.c")
+        async with asyncio.timeout(5.0):
+            while not (found := [each async for each in letters.read()]):
+                await asyncio.sleep(0.02)
+        await letters.retry(found[0])
+        await eventually(lambda: seen == ["e.c", "e.c"])
+    assert [each async for each in letters.read()] == []
+
+
+async def test_an_event_that_its_workers_did_not_survive_is_given_up(
+    nats: NatsServer, edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were killed, so that nobody said anything about it."""
+    gone: list[Any] = []
+    monkeypatch.setattr("trunkline.workers.lifecycle.ATTEMPTS", 0)
+    async with worker(nats, counting(gone)):
+        await edge.tell("e.c")
+        async with asyncio.timeout(5.0):
+            while not [each async for each in DeadLetters(edge.streams, SUBJECTS).read()]:
+                await asyncio.sleep(0.02)
+    assert gone == []

@@ -99,6 +99,8 @@ def wanted(
     if pools.durable:
         declared += workers.event_log.streams(subjects)
         declared += workers.event_log.consumers(subjects, pools)
+    elif any(manifest.lifecycle_handlers for manifest in manifests):
+        declared.append(workers.event_log.dead_stream(subjects))
     return declared
 
 

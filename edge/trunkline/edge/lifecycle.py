@@ -153,7 +153,8 @@ class Lifecycle:
     def heard(self, message: Message) -> None:
         """Takes a beat of our own."""
         sent_at = _decode_beat(message.data).sent_at
-        gap_s = sent_at - self._proved_at
+        # From when the last one was sent until this one is here: beats that were held up on their way tell nobody anything.
+        gap_s = self._loop.time() - self._proved_at
         self._proved_at = sent_at
         if gap_s > UNPROVEN_S:
             self._mark = 0  # somebody may have removed it

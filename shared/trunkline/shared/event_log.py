@@ -43,7 +43,11 @@ class EventLog(msgspec.Struct, frozen=True, kw_only=True):
             duplicates_s=self.duplicates_s,
             first_sequence=first_sequence,
         )
-        dead = Stream(
+        return [events, self.dead_stream(subjects)]
+
+    def dead_stream(self, subjects: Subjects) -> Stream:
+        """Returns the stream of dead letters."""
+        return Stream(
             name=subjects.dead_stream,
             subjects=[subjects.dead_all],
             when_full="new",
@@ -51,9 +55,8 @@ class EventLog(msgspec.Struct, frozen=True, kw_only=True):
             replicas=self.replicas,
             duplicates_s=self.duplicates_s,
             direct=True,
-            first_sequence=first_sequence,
+            first_sequence=int(time.time() * 1000),
         )
-        return [events, dead]
 
     def consumers(self, subjects: Subjects, pools: Pools) -> list[Consumer]:
         """Returns the consumers: one for each pool, and one more for each partition of a pool with ordered actions, which

@@ -25,7 +25,7 @@ class Edges:
 
     def proved(self, sent_at: float, now: float) -> None:
         """Notes that a beat of our own came back."""
-        if sent_at - self._proved_at > self._gap_s:
+        if now - self._proved_at > self._gap_s:  # it took too long, or those before it did
             self._hearing_since = now
         self._proved_at = sent_at
 

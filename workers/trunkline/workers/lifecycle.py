@@ -7,6 +7,8 @@ no event goes to a worker that has no handler for it.
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
@@ -19,11 +21,13 @@ from trunkline.app.routes import Route
 from trunkline.app.types import Kind
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus
-from trunkline.shared.errors import TrunklineError
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.events import DeadLetter
 from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, NULL, RESUMED, Event, Register, consumer_name, decode_event
-from trunkline.shared.logs import get_logger
+from trunkline.shared.logs import get_logger, redact
 from trunkline.shared.metrics import drops
 from trunkline.shared.puller import Delivery, Puller
+from trunkline.shared.streams import Appended, Stream, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import backoff_s
 from trunkline.workers.runner import Endpoint, Runner, Work
@@ -36,6 +40,8 @@ ATTEMPTS: Final = 12
 AGAIN_S: Final = 1.0
 AGAIN_MOST_S: Final = 300.0
 """All attempts together take about 25 minutes."""
+LETTER_AGAIN_S: Final = 5.0
+ERROR_CHARACTERS: Final = 1000
 
 attempts = Counter(
     "trunkline_lifecycle_attempts_total", "Lifecycle events that were handled or not.", ["channel", "event", "outcome"]
@@ -49,23 +55,26 @@ log = get_logger(__name__)
 class _Told(Work):
     """One delivery of an event."""
 
-    __slots__ = ("_delivery", "_event", "_puller")
+    __slots__ = ("_events", "_puller", "delivery", "event")
 
-    def __init__(self, endpoint: Endpoint, delivery: Delivery, event: Event, puller: Puller, arrived_at: float) -> None:
-        super().__init__(endpoint, arrived_at, len(delivery.data))
-        self._delivery = delivery
-        self._event = event
+    def __init__(
+        self, events: LifecycleEvents, endpoint: Endpoint, delivery: Delivery, event: Event, puller: Puller, now: float
+    ) -> None:
+        super().__init__(endpoint, now, len(delivery.data))
+        self._events = events
         self._puller = puller
+        self.delivery = delivery
+        self.event = event
 
     def call(self) -> wire.Call:
-        event = self._event
+        event = self.event
         return wire.Call(
             event.connection_id,
             event.channel,
             self.endpoint.route.kind.value,
             self.endpoint.route.action,
             wire.Encoding.JSON,
-            self._delivery.data,
+            self.delivery.data,
             b"" if event.state == NULL else bytes(event.state),
             float("inf"),
             event.user,
@@ -73,47 +82,42 @@ class _Told(Work):
         )
 
     def begin(self) -> dict[str, object]:
-        return {"attempt": self._delivery.delivery_count}
+        return {"attempt": self.delivery.delivery_count}
 
     def succeed(self, result: wire.CallResult) -> None:
-        self._delivery.ack()
-        self._done("handled")
+        self.delivery.ack()
+        self.done("handled")
 
     def fail(self, error: TrunklineError, cause: BaseException) -> None:
-        event, attempt = self._event, self._delivery.delivery_count
+        attempt = self.delivery.delivery_count
         if isinstance(cause, Reject):
-            self._delivery.ack()
-            self._done("rejected")
+            self.delivery.ack()
+            self.done("rejected")
         elif attempt < ATTEMPTS:
-            self._delivery.nak(backoff_s(attempt - 1, base_s=AGAIN_S, most_s=AGAIN_MOST_S))
-            self._done("retried")
+            self.delivery.nak(backoff_s(attempt - 1, base_s=AGAIN_S, most_s=AGAIN_MOST_S))
+            self.done("retried")
         else:
-            _given_up.inc()
-            log.error(
-                "a lifecycle event is given up",
-                channel=event.channel,
-                lifecycle=event.event,
-                connection_id=event.connection_id,
-                attempts=attempt,
-                code=error.code,
-            )
-            self._delivery.term()
-            self._done("given up")
+            self._events.give_up(self, error, cause)
 
     def cut_off(self, error: TrunklineError) -> None:
-        self._delivery.nak()
-        self._done("handed back")
+        self.delivery.nak()
+        self.done("handed back")
 
-    def _done(self, outcome: str) -> None:
-        attempts.labels(self._event.channel, self._event.event, outcome).inc()
+    def done(self, outcome: str) -> None:
+        """Gives the slot back."""
+        attempts.labels(self.event.channel, self.event.event, outcome).inc()
         self._puller.release()
 
 
 class LifecycleEvents:
     """The lifecycle events of an app's channels, from `start` to `drain`."""
 
-    def __init__(self, bus: Bus, register: Register, subjects: Subjects, runner: Runner) -> None:
+    def __init__(
+        self, bus: Bus, streams: Streams, register: Register, subjects: Subjects, dead: Stream, runner: Runner
+    ) -> None:
         self._bus = bus
+        self._streams = streams
+        self._dead = dead
         self._register = register
         self._subjects = subjects
         self._runner = runner
@@ -121,14 +125,15 @@ class LifecycleEvents:
         self._loop = asyncio.get_running_loop()
 
     async def start(self, all_routes: Iterable[Route], routes: Iterable[Route], slots: int) -> None:
-        """Declares the stream and the consumers of `all_routes`, and begins to pull for `routes`, for `slots` events of each
-        handler at a time.
+        """Declares the streams and the consumers of `all_routes`, and begins to pull for `routes`, for `slots` events of
+        each handler at a time.
 
         Does nothing without a handler. Raises `TrunklineError`.
         """
         handlers = [route for route in all_routes if route.kind in EVENTS]
         if not handlers:
             return
+        await self._streams.ensure_stream(self._dead)
         for route in handlers:
             await self._register.declare_consumers(route.channel, [EVENTS[route.kind]])
         stream, _ = self._subjects.lifecycle_stream
@@ -151,7 +156,51 @@ class LifecycleEvents:
             delivery.term()
             puller.release()
             return
-        self._runner.put(_Told(endpoint, delivery, event, puller, self._loop.time()))
+        told = _Told(self, endpoint, delivery, event, puller, self._loop.time())
+        if delivery.delivery_count > ATTEMPTS:
+            error = TrunklineError(ErrorCode.INTERNAL, "each worker that had this event ended before it was done")
+            self.give_up(told, error, error)
+        else:
+            self._runner.put(told)
+
+    def give_up(self, told: _Told, error: TrunklineError, cause: BaseException) -> None:
+        """Makes a dead letter of an event that has failed each time. Its slot stays occupied until that is written."""
+        delivery, route = told.delivery, told.endpoint.route
+        known = error.detail.get("error_id") if isinstance(error.detail, dict) else None
+        letter = DeadLetter(
+            version=wire.VERSION,
+            subject=delivery.subject,
+            event=delivery.data,
+            error_type=type(cause).__name__,
+            error=redact(str(cause) or error.message)[:ERROR_CHARACTERS],
+            error_id=known or secrets.token_hex(6),
+            attempts=delivery.delivery_count,
+            first_at=told.event.at,
+            last_at=time.time(),
+        )
+        name = f"{self._subjects.lifecycle_stream[0]}:{delivery.stream_sequence}:{route.action}"
+        writing = self._streams.append_once(self._subjects.dead(route.channel, route.action), wire.encode(letter), name)
+        writing.add_done_callback(partial(self._given_up, told, letter.error_id))
+
+    def _given_up(self, told: _Told, error_id: str, writing: asyncio.Future[Appended]) -> None:
+        if writing.cancelled():
+            return
+        failure = writing.exception()
+        lines = log.bind(
+            channel=told.event.channel,
+            lifecycle=told.event.event,
+            connection_id=told.event.connection_id,
+            error_id=error_id,
+        )
+        if failure is not None:
+            lines.error("a dead letter cannot be written", error=str(failure))
+            told.delivery.nak(LETTER_AGAIN_S)
+            told.done("retried")
+            return
+        _given_up.inc()
+        lines.error("a lifecycle event is given up", attempts=told.delivery.delivery_count)
+        told.delivery.term()
+        told.done("given up")
 
     async def drain(self, timeout_s: float) -> None:
         """Pulls no more. What was delivered stays with the runner."""

@@ -71,7 +71,14 @@ class WorkerService:
         self._tasks = Tasks(ROLE, fail)
         self._streams = Streams(self._bus)
         register = Register(self._streams, self._subjects, replicas=settings.bucket_replicas, feed_s=settings.lifecycle_s)
-        self._lifecycle = LifecycleEvents(self._bus, register, self._subjects, self._runner)
+        self._lifecycle = LifecycleEvents(
+            self._bus,
+            self._streams,
+            register,
+            self._subjects,
+            settings.event_log.dead_stream(self._subjects),
+            self._runner,
+        )
         self._events = Events(self._bus, self._streams, self._subjects, self._answerer, settings, fail)
         self._schedules = Schedules(self._streams, self._subjects, fail)
         self._later = LaterService(
