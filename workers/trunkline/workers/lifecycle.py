@@ -158,8 +158,8 @@ class LifecycleEvents:
             return
         told = _Told(self, endpoint, delivery, event, puller, self._loop.time())
         if delivery.delivery_count > ATTEMPTS:
-            error = TrunklineError(ErrorCode.INTERNAL, "each worker that had this event ended before it was done")
-            self.give_up(told, error, error)
+            lost = TrunklineError(ErrorCode.INTERNAL, "each worker that had this event ended before it was done")
+            self.give_up(told, lost, lost)
         else:
             self._runner.put(told)
 
