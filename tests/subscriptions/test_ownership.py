@@ -267,6 +267,7 @@ async def test_what_cannot_be_settled_is_handed_over_all_the_same(nats: NatsServ
         async with instances(nats, "b") as (b,):
             await eventually(lambda: shared_out([a, b]))
             assert not a.unsettleable
+            assert a.settled == [], "it was not tried again"
             assert a.losses == len(b.owned)
             assert a.gains == list(a.gains[:PARTITIONS]), "nothing was taken back"
 
