@@ -45,7 +45,8 @@ def faults(
     workers: Annotated[int, typer.Option(min=1, max=8, help="Workers.")] = 1,
     rate: Annotated[float, typer.Option(min=1, max=5000, help="Publications per second in all.")] = 150.0,
     actions: Annotated[float, typer.Option(min=1, max=5000, help="Durable actions per second in all.")] = 40.0,
-    subscribers: Annotated[int, typer.Option(min=1, max=500, help="Clients that hear every topic.")] = 8,
+    subscribers: Annotated[int, typer.Option(min=1, max=500, help="Clients that hear topics.")] = 8,
+    hears: Annotated[int | None, typer.Option(min=1, help="Topics that each of them hears; all by default.")] = None,
     topics: Annotated[int, typer.Option(min=1, max=100, help="Topics.")] = 12,
     defect: Annotated[
         str | None, typer.Option(help=f"Run a deliberately broken build, which must be found: {', '.join(DEFECTS)}.")
@@ -70,6 +71,7 @@ def faults(
         size=Size(nats, owners, edges, workers),
         rate=rate,
         subscribers=subscribers,
+        hears=hears,
         topics=topics,
         actions=actions,
         defect=defect,

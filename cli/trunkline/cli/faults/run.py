@@ -53,6 +53,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     size: Size = Size()
     rate: float = 150.0
     subscribers: int = 8
+    hears: int | None = None
+    """How many topics each subscriber hears; None: all."""
     topics: int = 12
     actions: float = 40.0
     defect: str | None = None
@@ -114,12 +116,14 @@ class Run:
         names = [topic.name for topic in self._topics]
         doors = list(cluster.doors.values())
         following = []
+        share = min(plan.hears or len(names), len(names))
         for number in range(1, plan.subscribers + 1):
             dice = random.Random(f"{plan.seed} subscriber {number}")
-            subscriber = Subscriber(f"subscriber-{number}", self._session, doors, names, dice)
+            heard = [names[(number * share + step) % len(names)] for step in range(share)]
+            subscriber = Subscriber(f"subscriber-{number}", self._session, doors, heard, dice)
             self._subscribers.append(subscriber)
             following.append(self._tasks.start(subscriber.run(), subscriber.name, essential=True))
-        await self._until(lambda: all(len(each.positions) == len(names) for each in self._subscribers), WARM_UP_S)
+        await self._until(lambda: all(len(each.positions) == len(each.views) for each in self._subscribers), WARM_UP_S)
 
         load = Load([topic.name for topic in self._published_topics], plan.rate, random.Random(f"{plan.seed} load"))
         loading = self._tasks.start(load.run(await self._publishers()), "load")
@@ -222,7 +226,7 @@ class Run:
         tops: dict[str, Position] = {}
         while self._loop.time() < deadline:
             tops = {topic.name: await self._ask_position(topic.name) for topic in self._topics}
-            if all(each.positions == tops for each in self._subscribers):
+            if all(each.positions == {topic: tops[topic] for topic in each.views} for each in self._subscribers):
                 return tops, self._loop.time()
             await asyncio.sleep(POLL_S)
         return tops, None
