@@ -46,8 +46,9 @@ COPY --from=build-edge /opt/trunkline /opt/trunkline
 RUN trunkline edge --help >/dev/null && trunkline health --help >/dev/null
 USER 10001:10001
 EXPOSE 8080
-# Each check is a Python process of about 0.4 s, so not more often than this.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["trunkline", "health", "edge"]
+# Each check is a Python process of about 0.4 s of processor time, so not more often than this, and patient: on a machine
+# that is too busy, health checks that fail would make it busier.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=90s --retries=5 CMD ["trunkline", "health", "edge"]
 ENTRYPOINT ["trunkline", "edge"]
 
 FROM runtime AS workers
@@ -55,7 +56,7 @@ COPY --from=build-workers /opt/trunkline /opt/trunkline
 RUN trunkline workers --help >/dev/null && trunkline health --help >/dev/null
 USER 10001:10001
 EXPOSE 9100
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["trunkline", "health", "workers"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=90s --retries=5 CMD ["trunkline", "health", "workers"]
 ENTRYPOINT ["trunkline", "workers"]
 CMD ["/app/app.py"]
 
@@ -64,5 +65,5 @@ COPY --from=build-subscriptions /opt/trunkline /opt/trunkline
 RUN trunkline subscriptions --help >/dev/null && trunkline health --help >/dev/null
 USER 10001:10001
 EXPOSE 9100
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["trunkline", "health", "subscriptions"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=90s --retries=5 CMD ["trunkline", "health", "subscriptions"]
 ENTRYPOINT ["trunkline", "subscriptions"]
