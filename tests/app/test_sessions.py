@@ -199,6 +199,15 @@ def test_a_session_begins_with_its_session() -> None:
         assert other.routes
 
 
+def test_a_session_does_not_come_along_when_a_client_resumes() -> None:
+    channel = Channel("guess", resume=30.0)
+
+    with pytest.raises(ChannelError, match="leave out one of both"):
+
+        @channel.session
+        async def play(session: Session) -> None: ...
+
+
 def test_a_session_and_a_default_handler_want_the_same_messages() -> None:
     channel = Channel("guess")
 

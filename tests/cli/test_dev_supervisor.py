@@ -43,6 +43,17 @@ async def feed(topic: TopicFeed):
     await asyncio.Event().wait()
 """
 
+PLAYING = """
+from trunkline.app import Channel, Session
+
+echo = Channel("echo")
+
+@echo.session
+async def play(session: Session) -> None:
+    async for message in session:
+        await message.reply({version})
+"""
+
 
 class Dev:
     """A running `trunkline dev` on free ports, with the app `APP`."""
@@ -207,6 +218,30 @@ async def test_reload_renews_the_subscription_service_if_it_runs_code_of_the_app
         await eventually(lambda: dev.output.count("the new code runs") == 2, 30)
         assert not websocket.closed
     assert len(dev.pids) == 5
+
+
+async def test_reload_ends_sessions_and_their_clients_begin_anew(dev: Dev) -> None:
+    async with aiohttp.ClientSession() as session:
+
+        async def played(version: int) -> aiohttp.ClientWebSocketResponse:
+            """Plays until the session is of this version."""
+            async with asyncio.timeout(30):
+                while True:
+                    try:
+                        websocket = await session.ws_connect(dev.announced["url"] + "ws/echo")
+                        await websocket.send_str('{"action": "play", "id": 1}')
+                        if json.loads(await websocket.receive_str(timeout=10)).get("result") == version:
+                            return websocket
+                    except (aiohttp.WSServerHandshakeError, aiohttp.WSMessageTypeError, ConnectionError):
+                        pass  # it is not there yet, or goes just now
+                    await asyncio.sleep(0.05)
+
+        dev.write(PLAYING.format(version=2))
+        websocket = await played(2)
+        dev.write(PLAYING.format(version=3))
+        message = await websocket.receive(timeout=30)
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 3011)
+        await played(3)
 
 
 async def test_second_one_with_the_same_state_is_refused(dev: Dev, tmp_path: Path) -> None:

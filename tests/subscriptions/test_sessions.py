@@ -261,6 +261,48 @@ async def test_a_question_without_a_reply_gets_an_error_and_a_late_reply_none() 
         assert late == [False, True]
 
 
+async def test_who_connected_before_the_channel_had_sessions_connects_again(game: Game) -> None:
+    before = Channel("game")
+
+    @before.on("add")
+    async def add(ctx: Context, message: dict[str, Any]) -> dict[str, Any]:
+        return {"by": "handler"}
+
+    async with cluster() as trunkline:
+        await trunkline.start_worker(before)
+        async with trunkline.connect(GAME) as ada:
+            assert await ada.ask("add", number=1) == {"by": "handler"}
+            await trunkline.start_owner(channels=[game.channel])
+            await trunkline.stop(trunkline.owner)
+            await trunkline.start_worker(game.channel)
+            async with asyncio.timeout(10.0):
+                while True:
+                    answer = await ada.ask("add", number=1)
+                    if "error" in answer:
+                        break
+            assert answer["error"]["code"] == "gone"
+            assert (await ada.closed()).code == 3011
+        async with trunkline.connect(GAME) as ada:
+            assert await ada.ask("add", number=1) == {"number": 1}
+    game.assert_one_each()
+
+
+async def test_lifecycle_events_come_beside_it() -> None:
+    game, told = Game(), asyncio.Event()
+
+    @game.channel.on_disconnect
+    async def left(ctx: Context) -> None:
+        told.set()
+
+    async with cluster(game.channel) as trunkline:
+        async with trunkline.connect(GAME) as ada:
+            assert await ada.ask("add", number=1) == {"number": 1}
+        await eventually(lambda: not game.running)
+        async with asyncio.timeout(10.0):
+            await told.wait()
+    game.assert_one_each()
+
+
 # ------------------------------------------------------------------------------------------------ ends
 
 

@@ -102,7 +102,7 @@ class Dispatcher:
         manifest = self._manifests.required(connection.channel)
         route = manifest.actions.get(incoming.action)
         if route is None and not manifest.default:
-            if connection in self._sessions:
+            if manifest.session or connection in self._sessions:
                 await self._sessions.say(connection, incoming)
                 return
             raise TrunklineError(ErrorCode.UNKNOWN_ACTION, "no handler for this action, and no default")

@@ -112,9 +112,12 @@ class Sessions:
         """Returns when the session has taken a message, which is not yet its reply. Raises `TrunklineError`: it has not, or
         with `TIMEOUT` it is not known.
 
-        A connection whose session has gone is closed.
+        A connection whose session has gone is closed, and so is one from before its channel had sessions.
         """
-        session = self._sessions[connection.id]
+        session = self._sessions.get(connection.id)
+        if session is None:
+            self._close(connection, incoming)
+            return
         session.number += 1
         deadline = self._loop.time() + self._message_s
         attempt = 0
@@ -135,8 +138,8 @@ class Sessions:
                 return
             except TrunklineError as error:
                 if error.code == ErrorCode.GONE.code:
-                    connection.write(connection.adapter.error(incoming, _moved()))
-                    self._close(session)
+                    session.has_moved = True
+                    self._close(connection, incoming)
                     return
                 # A message with a number that was taken before is not taken again.
                 pause_s = backoff_s(attempt, base_s=0.05, most_s=AGAIN_S)
@@ -165,12 +168,12 @@ class Sessions:
         finally:
             session.asking = None
 
-    def _close(self, session: _Session) -> None:
-        if session.has_moved:
-            return
-        session.has_moved = True
+    def _close(self, connection: Connection, incoming: Incoming | None = None) -> None:
+        """Sends the client away to begin anew; `incoming` is what it has said last."""
         moved.inc()
-        session.connection.close(CloseCode.RECONNECT, "session moved: reconnect")
+        if incoming is not None:
+            connection.write(connection.adapter.error(incoming, _moved()))
+        connection.close(CloseCode.RECONNECT, "session moved: reconnect")
 
     # ------------------------------------------------------------------ comparing
 
@@ -205,8 +208,9 @@ class Sessions:
                 continue
             if session.asking is not None and not session.asking.done():
                 session.asking.set_exception(_moved())  # whoever waits for it does the rest
-            elif session.has_begun:
-                self._close(session)
+            elif session.has_begun and not session.has_moved:
+                session.has_moved = True
+                self._close(session.connection)
 
 
 def _name(connection: Connection) -> str:

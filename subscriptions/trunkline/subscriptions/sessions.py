@@ -320,7 +320,8 @@ class Sessions:
         running.end(_disconnect(CloseCode.NORMAL, ""))
         self._forget(running)
         error = self._error_of(phase, task)
-        outcome = {Phase.RUNNING: "returned", Phase.ENDING: "closed", Phase.CLOSING: "cancelled"}[phase]
+        cancelled = "moved" if running.is_connected else "cut off"
+        outcome = {Phase.RUNNING: "returned", Phase.ENDING: "closed", Phase.CLOSING: cancelled}[phase]
         session_ends.labels("failed" if error is not None else outcome).inc()
         error_id = ""
         if isinstance(error, Reject):
