@@ -194,10 +194,13 @@ class Sessions:
             if self._loop.time() >= all_at:
                 due = set(self._partitions)
                 all_at = self._loop.time() + HOLD_S
-            await asyncio.gather(*(self._hold(partition) for partition in due if partition in self._partitions))
+            await asyncio.gather(*map(self._hold, due))
 
     async def _hold(self, partition: int) -> None:
-        hold = sessions.Hold(partition, self._edge_id, list(self._partitions[partition]))
+        held = self._partitions.get(partition)
+        if held is None:
+            return
+        hold = sessions.Hold(partition, self._edge_id, list(held))
         try:
             answer = await self._caller.request(self._subjects.session(partition), wire.encode(hold), ATTEMPT_S)
         except TrunklineError:
