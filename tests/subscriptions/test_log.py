@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Literal
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 from tests.support.nats import NatsServer, eventually, nats_server
 
 from trunkline.shared.bus import Bus
@@ -17,10 +18,12 @@ from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Entry, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks
+from trunkline.shared.topics import partition_of
 from trunkline.subscriptions.declared import SPARE_ENTRIES
-from trunkline.subscriptions.log import ENTRIES_AT_OPENING, TopicLog
+from trunkline.subscriptions.log import ENTRIES_AT_OPENING, OPENING_AT_ONCE, UNREADABLE_S, TopicLog
 from trunkline.subscriptions.namespace import Namespace
-from trunkline.subscriptions.topic import Topic
+from trunkline.subscriptions.topic import TAIL_BYTES, Past, Topic
+from trunkline.subscriptions.topic import Entry as TopicEntry
 
 NAME = "room.1"
 LOGGED = Namespace(100, 600.0)
@@ -35,6 +38,8 @@ class Instance:
         self.bus = Bus(CommonSettings(nats_url=url), "subscriptions", name, self.failures.append)
         self.streams = Streams(self.bus, timeout_s=1.0)
         self.tasks = Tasks("topic log", self.failures.append)
+        self.refused: list[TrunklineError] = []
+        self.not_claimed: set[int] = set()
         self.claimed = True
         self.log = TopicLog(self.streams, SUBJECTS, self.tasks, self.note, self.refuse, self.is_claimed, entry_bytes=100_000)
         self.progressed = 0
@@ -50,13 +55,14 @@ class Instance:
         assert not self.failures
 
     async def is_claimed(self, partition: int) -> bool:
-        return self.claimed
+        return self.claimed and partition not in self.not_claimed
 
     def note(self, topic: Topic) -> None:
         self.progressed += 1
 
     def refuse(self, topic: Topic, error: TrunklineError) -> None:
-        raise AssertionError(error)
+        self.refused.append(error)
+        topic.abandon(error)
 
     def topic(self, name: str = NAME, namespace: Namespace = LOGGED) -> Topic:
         """A topic that is being opened."""
@@ -301,3 +307,94 @@ async def test_a_topic_that_was_abandoned_goes_no_further(one: Instance) -> None
     opening.abandon(TrunklineError(ErrorCode.UNAVAILABLE, "the owner has changed"))
     other = await one.opened("room.3")
     assert (opening.open, other.open) == (False, True)
+
+
+async def test_topics_that_cannot_be_opened_do_not_keep_others_from_it(one: Instance) -> None:
+    """Each of them kept its place among those that are opened while it waited for its next try."""
+    healthy = "room.healthy"
+    stuck = [name for n in range(200) if partition_of(name := f"stuck.{n}") != partition_of(healthy)][: 2 * OPENING_AT_ONCE]
+    assert len(stuck) == 2 * OPENING_AT_ONCE
+    one.not_claimed = {partition_of(name) for name in stuck}
+    topics = [one.topic(name) for name in stuck]
+    topic = one.topic(healthy)
+    await eventually(lambda: topic.open, timeout_s=15)
+    assert not any(each.open for each in topics)
+    for each in topics:
+        each.abandon(TrunklineError(ErrorCode.UNAVAILABLE, "the test ends"))
+
+
+async def append_something_else(instance: Instance, data: bytes = b'{"not": "ours"}') -> int:
+    subject = SUBJECTS.log(LOGGED.log_class, NAME)
+    return await instance.streams.append(subject, data)
+
+
+async def test_an_entry_that_cannot_be_read_is_told_with_what_to_do_and_its_removal_heals(
+    one: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that opened the topic died of it: the topic was being opened for ever, and everybody waited."""
+    topic = await one.opened()
+    position = await one.publish(topic, b"1")
+    sequence = await append_something_else(one)
+    with capture_logs() as logs:
+        with pytest.raises(TrunklineError) as raised:
+            await one.publish(topic, b"2")
+        again = one.topic()
+        assert len(one.refused) == 2, "at once: the log is not read for each who asks"
+    stream, _ = SUBJECTS.log_stream(LOGGED.log_class)
+    assert raised.value.code == ErrorCode.INTERNAL.code
+    assert f"nats stream rmm {stream} {sequence}" in raised.value.message
+    assert f"nats stream purge {stream} --subject='{SUBJECTS.log(LOGGED.log_class, NAME)}'" in raised.value.message
+    assert raised.value.retry_after_s == UNREADABLE_S
+    assert again.closed
+    assert sum(each["log_level"] == "error" for each in logs) == 1
+
+    await one.streams.remove(stream, sequence)
+    monkeypatch.setattr(one.log, "_clock", lambda: asyncio.get_running_loop().time() + UNREADABLE_S)
+    healed = await one.opened()
+    assert await one.publish(healed, b"2") == Position(2, position.epoch)
+
+
+async def test_an_entry_in_the_middle_that_cannot_be_read_ends_what_can_be_recovered(one: Instance) -> None:
+    topic = await one.opened()
+    for number in range(1, 4):
+        await one.publish(topic, b"%d" % number)
+    sequence = await append_something_else(one)
+    await one.streams.append(
+        SUBJECTS.log(LOGGED.log_class, NAME),
+        msgspec.msgpack.encode([1, topic.epoch, 4, "nonce", [[b"4", None, None]], sequence, None]),
+    )
+    opened = await one.opened()
+    assert [each.data for each in opened.tail] == [b"4"]
+    assert opened.may_have(3)
+    opened.wants_tail = True
+    one.log.advance(opened)
+    await eventually(lambda: not opened.wants_tail)
+    assert [each.data for each in opened.tail] == [b"1", b"2", b"3", b"4"], "this one took no offset"
+    assert not one.refused
+
+
+async def test_a_large_log_is_read_in_pages_and_only_what_the_tail_takes_is_kept(
+    one: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it was in memory at once: a thousand publications of a megabyte, because a client asked for the oldest."""
+    monkeypatch.setattr("trunkline.shared.streams.READ_BYTES", 200_000)
+    topic = await one.opened()
+    for number in range(60):
+        await one.publish(topic, b'"%d%s"' % (number, b"x" * 50_000), f"key {number}")
+    kept: list[int] = []
+
+    class Watched(Past):
+        def add(self, entries: Iterable[TopicEntry]) -> None:
+            super().add(entries)
+            kept.append(sum(len(each.data) for each in self.publications))
+
+    monkeypatch.setattr("trunkline.subscriptions.topic.Past", Watched)
+    later = await one.opened()
+    later.wants_tail = True
+    one.log.advance(later)
+    await eventually(lambda: not later.wants_tail)
+    assert len(kept) > 60
+    assert max(kept) <= TAIL_BYTES
+    assert list(later.tail) == list(topic.tail)
+    assert len(later.tail) > 15
+    assert await one.publish(later, b"again", "key 0") == Position(1, topic.epoch), "all keys are known"

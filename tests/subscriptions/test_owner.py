@@ -16,6 +16,7 @@ from trunkline.shared.topics import PARTITIONS, partition_of
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 from trunkline.subscriptions.owner import ENVELOPE_BYTES, SWEEP_TOPICS, Owner, check_json
 from trunkline.subscriptions.topic import Topic
+from trunkline.subscriptions.waiters import WAITS_S
 
 MAX_PAYLOAD = 4096
 TERM = 7
@@ -568,6 +569,24 @@ def test_whoever_waits_for_a_topic_hears_that_its_owner_has_lost_it() -> None:
     owner.drop({partition_of("log.1")}, error)
     assert outcomes == [error] * 4
     assert (owner.topics, owner.hold(3, "e").topics) == ({}, 0)
+
+
+def test_whoever_waits_for_a_log_that_does_not_answer_is_told_to_ask_again() -> None:
+    """Requests were kept for as long as JetStream was away, though those who made them had asked again many times since."""
+    clock, logs = Clock(), Logs()
+    owner = new_owner(clock, logs=logs)
+    outcomes: list[wire.Attached | wire.Recovered | TrunklineError] = []
+    for _ in range(20):
+        owner.attach("log.1", "e", outcomes.append)
+        owner.since("log.1", Position(0, "e"), outcomes.append)
+        clock.now += 1.0
+        owner.sweep(edge_timeout_s=10.0, topic_idle_s=60.0)
+        assert len(owner.waiters) <= 2 * WAITS_S
+    assert {each.code for each in outcomes if isinstance(each, TrunklineError)} == {ErrorCode.UNAVAILABLE.code}
+    assert owner.waiters.given_up == len(outcomes) == 40 - len(owner.waiters)
+    owner.attach("log.1", "e", outcomes.append)
+    logs.settle()
+    assert isinstance(outcomes[-1], wire.Attached)
 
 
 def test_a_batch_has_no_hole_even_if_what_was_taken_over_has_one() -> None:

@@ -172,7 +172,7 @@ class Simulation:
             if payload is not None:
                 instance.appending = payload, topic.sequence
             elif topic.wants_tail:
-                topic.remember(list(self.log.entries.values()))
+                self.log.remind(topic)
             return
         appending, instance.appending = instance.appending, None
         fate = self.random.random()
@@ -208,7 +208,7 @@ class Simulation:
                     opened(self.log, topic)
                 payload = topic.next_entry(LIMIT_BYTES)
                 if payload is None and topic.wants_tail:
-                    topic.remember(list(self.log.entries.values()))
+                    self.log.remind(topic)
                     continue
                 if payload is None:
                     break
@@ -434,7 +434,7 @@ def test_whom_a_publication_excludes_is_in_the_log() -> None:
     assert first.take_pending() == [Publication(1, b"1", "e.c")]
     following = opened(log)
     assert list(following.tail) == [Publication(1, b"1", "e.c")]
-    following.remember(list(log.entries.values()))
+    log.remind(following)
     assert list(following.tail) == [Publication(1, b"1", "e.c")]
 
 
@@ -494,7 +494,7 @@ def test_opening_entries_of_others_alone_do_not_move_what_is_remembered() -> Non
     assert topic.offset == 4
     assert topic.since(Position(2, topic.epoch)) is None
     assert topic.may_have(3)
-    topic.remember(list(log.entries.values()))
+    log.remind(topic)
     assert [each.data for each in topic.since(Position(0, topic.epoch)) or ()] == [b"1", b"2", b"3", b"4"]
 
 
@@ -539,7 +539,7 @@ def test_a_key_that_is_further_back_than_an_owner_reads_is_found_before_it_is_wr
     repeated, other = publish(new, b"1", "k"), publish(new, b"new")
     assert new.next_entry(LIMIT_BYTES) is None, "not before the rest of the log was read"
     assert new.wants_tail
-    new.remember(list(log.entries.values()))
+    log.remind(new)
     assert repeated == [Position(1, new.epoch)]
     append(log, new)
     assert other == [Position(ENTRIES_AT_OPENING + 5, new.epoch)]

@@ -43,6 +43,8 @@ class Log:
     def load(self, known: int) -> Loaded:
         """As the shell reads it."""
         last = at = self.last
+        if not last:
+            return Loaded([], 0)
         entries: list[Entry] = []
         while (entry := self.entries.get(at)) is not None:
             entries.insert(0, entry)
@@ -50,7 +52,13 @@ class Log:
             if entry.previous == 0 or len(entries) >= most:
                 return Loaded(entries, last, complete=entry.previous == 0)
             at = entry.previous
-        return Loaded(entries, last)
+        return Loaded(entries, last, complete=False)
+
+    def remind(self, topic: Topic) -> None:
+        """Has the topic read everything."""
+        past = topic.past()
+        past.add(self.entries.values())
+        topic.remember(past)
 
     def expire(self) -> None:
         """All entries are too old."""
@@ -64,7 +72,7 @@ class Log:
             if sequence is not None:
                 topic.opened(sequence)
         elif topic.wants_tail:
-            topic.remember(list(self.entries.values()))
+            self.remind(topic)
         elif (entry := topic.next_entry(entry_bytes)) is not None:
             sequence = self.append(entry, topic.sequence)
             if sequence is None:

@@ -13,7 +13,7 @@ from trunkline.edge.connection import Connection
 from trunkline.edge.protocols.adapter import Incoming
 from trunkline.edge.subscribing import Subscribing
 from trunkline.shared import wire
-from trunkline.shared.asking import read_presence
+from trunkline.shared.asking import ATTEMPT_S, persist, read_presence
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.presence import ReadPresence
@@ -118,10 +118,10 @@ class OwnActions:
             raise TrunklineError(ErrorCode.BAD_REQUEST, "`limit` is a positive integer, and `reverse` a boolean")
         await self._subscribing.allow(connection, topic, "history")
         request = wire.History(topic, _since(fields), min(limit, HISTORY_LIMIT), reverse)
-        answer = await self._caller.request(
-            self._subjects.partition(partition_of(topic)), wire.encode(request), self._timeout_s
+        subject, body = self._subjects.partition(partition_of(topic)), wire.encode(request)
+        found = decode_recovered(
+            await persist(lambda: self._caller.request(subject, body, min(ATTEMPT_S, self._timeout_s)), self._timeout_s)
         )
-        found = decode_recovered(answer)
         messages = connection.adapter.messages(found.publications, connection.id)
         reply = {"topic": topic, "offset": found.position.offset, "epoch": found.position.epoch, "messages": messages}
         connection.write(connection.adapter.reply_fields(incoming, reply))

@@ -7,7 +7,7 @@ a message whose acknowledgement resolves a future, so that thousands can be unde
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -320,19 +320,24 @@ class Streams:
 
         They are in order and without gaps, but a replica may lack the newest: an append with `expected_last` tells.
         """
-        entries: list[Entry] = []
+        return [entry async for page in self.pages(stream, subject, limit, after=after) for entry in page]
+
+    async def pages(self, stream: str, subject: str, limit: int, *, after: int = 0) -> AsyncIterator[list[Entry]]:
+        """Like `read`, for what may be large: some 4 MiB at a time."""
+        count = 0
         more = True
-        while more and len(entries) < limit:
-            first = entries[-1].sequence + 1 if entries else after + 1
-            request = {"next_by_subj": subject, "seq": first, "batch": limit - len(entries), "max_bytes": READ_BYTES}
+        while more and count < limit:
+            request = {"next_by_subj": subject, "seq": after + 1, "batch": limit - count, "max_bytes": READ_BYTES}
             future = self._ask(f"{API}.DIRECT.GET.{stream}", _encode(request), None, _nothing)
             waiting = self._waiting.get(self._reply_subject())
             if waiting is not None:
                 waiting.collected = []
-            batch, more = await future
-            entries += batch
-            more = more and bool(batch)
-        return entries
+            page, more = await future
+            if not page:
+                return
+            count += len(page)
+            after = page[-1].sequence
+            yield page
 
     async def lags(self, stream: str) -> list[Lag]:
         """Returns what the consumers of a stream have before them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
@@ -13,16 +14,23 @@ from prometheus_client import Counter, Histogram
 from trunkline.shared.declaring import reconcile
 from trunkline.shared.errors import ErrorCode, MissingError, TrunklineError
 from trunkline.shared.logs import get_logger
+from trunkline.shared.streams import Entry as StreamEntry
 from trunkline.shared.streams import FencedError, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s
 from trunkline.subscriptions.declared import SPARE_ENTRIES, log_stream
 from trunkline.subscriptions.namespace import Namespace
-from trunkline.subscriptions.topic import Entry, Loaded, Topic
+from trunkline.subscriptions.topic import Entry, Loaded, Past, Topic
 
 __all__ = ["TopicLog"]
 
 OPENING_AT_ONCE: Final = 64
+"""Of one stream: the topics of another do not wait for one that has no leader."""
+READING_AT_ONCE: Final = 8
+UNREADABLE_S: Final = 10.0
+"""How long a topic whose last entry cannot be read is refused before that is looked at again."""
+UNREADABLE_LOGGED_S: Final = 60.0
+UNREADABLE_TOPICS: Final = 10_000
 ENTRIES_AT_OPENING: Final = 4
 ENTRIES_AT_REOPENING: Final = 64
 MEASURED: Final = 16
@@ -35,6 +43,7 @@ log_append_seconds = Histogram(
 )
 log_reads = Counter("trunkline_log_reads_total", "Times a topic's entries were read from its log.")
 topic_openings = Counter("trunkline_topic_openings_total", "Topics opened, by outcome.", ["outcome"])
+unreadable_entries = Counter("trunkline_log_unreadable_total", "Entries of logs that were found and could not be read.")
 
 _decode_entry = msgspec.msgpack.Decoder(Entry).decode
 _written = log_appends.labels("written")
@@ -43,10 +52,33 @@ _failed = log_appends.labels("failed")
 log = get_logger(__name__)
 
 
+class UnreadableError(TrunklineError):
+    """The last entry in a topic's log was damaged, or written by something else: nobody knows where the topic stands."""
+
+    def __init__(self, topic: str, stream: str, message: StreamEntry) -> None:
+        super().__init__(
+            ErrorCode.INTERNAL,
+            f"entry {message.sequence} in the log of topic {topic} cannot be read; an operator must remove it "
+            f"(`nats stream rmm {stream} {message.sequence}`) or everything that this topic has kept "
+            f"(`nats stream purge {stream} --subject='{message.subject}'`)",
+            retry_after_s=UNREADABLE_S,
+        )
+
+
+class _Unreadable:
+    """What is known of a topic whose log cannot be read."""
+
+    __slots__ = ("again_at", "error", "logged_at")
+
+    def __init__(self) -> None:
+        self.error: UnreadableError | None = None
+        self.again_at = self.logged_at = float("-inf")
+
+
 class TopicLog:
-    """Moves topics forward. `progressed` is called after each step that somebody may wait for, `refused` when a topic has no
-    stream and gets none from this role; `is_claimed` says whether the claim of a partition is this instance's now, not when
-    it last looked.
+    """Moves topics forward. `progressed` is called after each step that somebody may wait for, `refused` when a topic cannot
+    be opened for longer: it has no stream and gets none from this role, or its log cannot be read. `is_claimed` says whether
+    the claim of a partition is this instance's now, not when it last looked.
 
     One append per topic is in flight; a bounded number of topics is opened at a time, in order of demand.
     """
@@ -69,7 +101,9 @@ class TopicLog:
         self._refused = refused
         self._is_claimed = is_claimed
         self._entry_bytes = entry_bytes
-        self._openings = asyncio.Semaphore(OPENING_AT_ONCE)
+        self._openings: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(OPENING_AT_ONCE))
+        self._readings = asyncio.Semaphore(READING_AT_ONCE)
+        self._unreadable: dict[str, _Unreadable] = {}
         self._ensured: set[str] = set()
         self._clock = asyncio.get_running_loop().time
         self._written = 0
@@ -80,7 +114,10 @@ class TopicLog:
         if topic.closed:
             return
         if not topic.open:
-            if not topic.opening:
+            known = self._unreadable.get(topic.name) if self._unreadable else None
+            if known is not None and known.error is not None and self._clock() < known.again_at:
+                self._refused(topic, known.error)
+            elif not topic.opening:
                 topic.opening = True
                 self._tasks.start(self._open(topic), "open a topic")
             return
@@ -125,87 +162,142 @@ class TopicLog:
         is appended here after that fails, and whatever was before is read there. An owner that was replaced and does not
         know it yet would otherwise acknowledge what the other one, and its subscribers, do not hear of.
         """
-        stream, _ = self._subjects.log_stream(topic.namespace.log_class)
-        subject = self._subject(topic)
         attempt = 0
-        async with self._openings:
-            while True:
-                try:
-                    if attempt:  # an opening entry fences the other owner: not for nothing
-                        await self._check_claim(topic.partition)
-                    await self.ensure(topic.namespace)
-                    loaded = await self._load(stream, subject, topic.known_sequence)
-                    if topic.closed:
-                        return
-                    opening = topic.loaded(loaded)
-                    sequence = await self._streams.append(subject, opening, expected_last=topic.sequence)
-                    await self._check_claim(topic.partition)
-                    topic.opened(sequence)
-                except MissingError as error:
-                    topic_openings.labels("refused").inc()
-                    log.error("a topic cannot be opened", topic=topic.name, error=str(error))
-                    self._refused(topic, error)
-                    return
-                except TrunklineError as error:
-                    if not isinstance(error, FencedError):
-                        self._ensured.discard(topic.namespace.log_class)  # the stream may be gone
-                    topic_openings.labels("again").inc()
-                    log.warning("a topic could not be opened yet", topic=topic.name, error=str(error), attempt=attempt)
+        while not topic.closed:
+            try:
+                async with self._openings[topic.namespace.log_class]:
+                    if not topic.closed:
+                        await self._try_to_open(topic, again=attempt > 0)
+            except (MissingError, UnreadableError) as error:
+                topic_openings.labels("refused").inc()
+                if isinstance(error, UnreadableError):
+                    self._note_unreadable(topic, error)
                 else:
-                    break
-                await asyncio.sleep(backoff_s(attempt, base_s=0.02, most_s=1.0))
-                attempt += 1
-                if topic.closed:
-                    return
+                    log.error("a topic cannot be opened", topic=topic.name, error=str(error))
+                self._refused(topic, error)
+                return
+            except TrunklineError as error:
+                if not isinstance(error, FencedError):
+                    self._ensured.discard(topic.namespace.log_class)  # the stream may be gone
+                topic_openings.labels("again").inc()
+                log.warning("a topic could not be opened yet", topic=topic.name, error=str(error), attempt=attempt)
+            else:
+                break
+            # Others are opened meanwhile.
+            await asyncio.sleep(backoff_s(attempt, base_s=0.02, most_s=1.0))
+            attempt += 1
+        if topic.closed:
+            return
         topic.opening = False
+        self._unreadable.pop(topic.name, None)
         topic_openings.labels("open").inc()
         self._progressed(topic)
         self.advance(topic)
+
+    async def _try_to_open(self, topic: Topic, *, again: bool) -> None:
+        stream, _ = self._subjects.log_stream(topic.namespace.log_class)
+        subject = self._subject(topic)
+        if again:  # an opening entry fences the other owner: not for nothing
+            await self._check_claim(topic.partition)
+        await self.ensure(topic.namespace)
+        loaded = await self._load(topic, stream, subject)
+        if topic.closed:
+            return
+        opening = topic.loaded(loaded)
+        sequence = await self._streams.append(subject, opening, expected_last=topic.sequence)
+        await self._check_claim(topic.partition)
+        topic.opened(sequence)
 
     async def _check_claim(self, partition: int) -> None:
         if not await self._is_claimed(partition):
             raise TrunklineError(ErrorCode.UNAVAILABLE, "this topic has another owner now; try again", retry_after_s=0.1)
 
-    async def _load(self, stream: str, subject: str, known: int) -> Loaded:
+    async def _load(self, topic: Topic, stream: str, subject: str) -> Loaded:
         """Reads the last entries: enough to know what an earlier owner may not have told its publishers any more.
 
-        Of a topic that was open, also all that is new since the entry `known`, as far as that is reasonable.
+        Of a topic that was open, also all that is new since then, as far as that is reasonable. Ends early at an entry that
+        is not there any more, or cannot be read. Raises `UnreadableError` if that is the last one.
         """
         log_reads.inc()
+        known = topic.known_sequence
         message = await self._streams.last(stream, subject)
-        sequence = 0 if message is None else message.sequence
+        if message is None:
+            return Loaded([], 0)
+        sequence = message.sequence
         entries: list[Entry] = []
         while message is not None:
-            entry = _decode_entry(message.data)
+            entry = self._entry(message)
+            if entry is None:
+                if not entries:
+                    raise UnreadableError(topic.name, stream, message)
+                self._note_unreadable(topic, UnreadableError(topic.name, stream, message), refused=False)
+                break
             entries.insert(0, entry)
             most = ENTRIES_AT_REOPENING if 0 < known < entry.previous else ENTRIES_AT_OPENING
             if entry.previous == 0 or len(entries) >= most:
                 return Loaded(entries, sequence, complete=entry.previous == 0)
             message = await self._streams.get(stream, entry.previous)
-        return Loaded(entries, sequence)
+        return Loaded(entries, sequence, complete=False)
+
+    def _entry(self, message: StreamEntry) -> Entry | None:
+        try:
+            return _decode_entry(message.data)
+        except msgspec.MsgspecError:
+            unreadable_entries.inc()
+            return None
+
+    def _note_unreadable(self, topic: Topic, error: UnreadableError, *, refused: bool = True) -> None:
+        """Remembers and logs it, both not for ever and not for every topic that there may be."""
+        known = self._unreadable.setdefault(topic.name, _Unreadable())
+        now = self._clock()
+        if refused:
+            known.error = error
+            known.again_at = now + UNREADABLE_S
+        if now >= known.logged_at + UNREADABLE_LOGGED_S:
+            known.logged_at = now
+            log.error("an entry of a log cannot be read", topic=topic.name, refused=refused, error=error.message)
+        if len(self._unreadable) > UNREADABLE_TOPICS:
+            del self._unreadable[next(iter(self._unreadable))]
 
     async def _read_tail(self, topic: Topic) -> None:
-        """Reads all that the log has of a topic, since somebody asks for more than its owner remembers."""
-        stream, _ = self._subjects.log_stream(topic.namespace.log_class)
-        subject = self._subject(topic)
+        """Reads all that the log has of a topic, since somebody asks for more than its owner remembers.
+
+        What cannot be read is skipped: what was published before it counts as forgotten, and so recovery from there fails.
+        """
         attempt = 0
         while topic.wants_tail and topic.open and not topic.closed:
-            wanted = topic.known_sequence
             try:
-                log_reads.inc()
-                messages = await self._streams.read(stream, subject, topic.namespace.history + SPARE_ENTRIES)
-                last = await self._streams.last(stream, subject)
-                if last is not None and (not messages or messages[-1].sequence < wanted <= last.sequence):
-                    raise TrunklineError(ErrorCode.UNAVAILABLE, "a replica that lags behind has answered")
+                async with self._readings:
+                    past = await self._read_past(topic)
             except TrunklineError as error:
                 log.warning("a topic's log could not be read yet", topic=topic.name, error=str(error), attempt=attempt)
                 await asyncio.sleep(backoff_s(attempt, base_s=0.02, most_s=1.0))
                 attempt += 1
             else:
-                topic.remember([_decode_entry(message.data) for message in messages])
+                topic.remember(past)
         topic.reading = False
         self._progressed(topic)
         self.advance(topic)
+
+    async def _read_past(self, topic: Topic) -> Past:
+        stream, _ = self._subjects.log_stream(topic.namespace.log_class)
+        subject = self._subject(topic)
+        wanted = topic.known_sequence
+        past = topic.past()
+        read = 0
+        log_reads.inc()
+        async for page in self._streams.pages(stream, subject, topic.namespace.history + SPARE_ENTRIES):
+            for message in page:
+                entry = self._entry(message)
+                if entry is None:
+                    self._note_unreadable(topic, UnreadableError(topic.name, stream, message), refused=False)
+                else:
+                    past.add([entry])
+            read = page[-1].sequence
+        last = await self._streams.last(stream, subject)
+        if last is not None and read < wanted <= last.sequence:
+            raise TrunklineError(ErrorCode.UNAVAILABLE, "a replica that lags behind has answered")
+        return past
 
     async def ensure(self, namespace: Namespace) -> None:
         """Creates the stream of a namespace if it does not exist, and mends it if it differs. Raises `TrunklineError`."""

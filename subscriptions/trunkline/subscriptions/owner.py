@@ -23,6 +23,7 @@ from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 from trunkline.subscriptions.presences import Presences
 from trunkline.subscriptions.topic import Settle, Topic
+from trunkline.subscriptions.waiters import Waiters
 
 __all__ = ["Owner", "check_json"]
 
@@ -89,7 +90,7 @@ class Owner:
         self._on_interest = on_interest
         self._advance = advance
         self._namespace_of = namespace_of
-        self._when_open: dict[str, list[tuple[Callable[[Topic], None], Callable[[TrunklineError], None]]]] = {}
+        self.waiters = Waiters(clock)
         self._max_payload = max_payload
         self._clock = clock
         self._due: list[Topic] = []
@@ -112,7 +113,7 @@ class Owner:
 
     def is_unsettled(self, topic: Topic) -> bool:
         """Whether somebody waits for a position of this topic, or for it to be opened."""
-        return topic.unsettled or topic.name in self._when_open
+        return topic.unsettled or topic.name in self.waiters
 
     def drop(self, partitions: Collection[int], error: TrunklineError) -> None:
         """Ends to own partitions: forgets their topics and settles with `error` whatever waits for them."""
@@ -136,8 +137,8 @@ class Owner:
     def _forget(self, topic: Topic, error: TrunklineError) -> None:
         del self.topics[topic.name]
         topic.abandon(error)
-        for _, fail in self._when_open.pop(topic.name, ()):
-            fail(error)
+        for waiter in self.waiters.take(topic.name):
+            waiter.fail(error)
 
     # ------------------------------------------------------------------ requests
 
@@ -200,13 +201,15 @@ class Owner:
         if topic.open:
             then(topic)
         else:
-            self._when_open.setdefault(topic.name, []).append((then, fail))
-            self._advance(topic)
+            self._wait(topic, then, fail)
 
     def _once_remembered(self, topic: Topic, then: Callable[[Topic], None], fail: Callable[[TrunklineError], None]) -> None:
         topic.wants_tail = True
-        self._when_open.setdefault(topic.name, []).append((then, fail))
-        self._advance(topic)
+        self._wait(topic, then, fail)
+
+    def _wait(self, topic: Topic, then: Callable[[Topic], None], fail: Callable[[TrunklineError], None]) -> None:
+        if self.waiters.add(topic.name, then, fail):
+            self._advance(topic)
 
     def progressed(self, topic: Topic) -> None:
         """Notes that a topic was opened or has new publications: what waited for that is settled or becomes due."""
@@ -214,8 +217,8 @@ class Owner:
             return
         self._note_due(topic)
         if topic.open and not topic.wants_tail:
-            for then, _ in self._when_open.pop(topic.name, ()):
-                then(topic)
+            for waiter in self.waiters.take(topic.name):
+                waiter.then(topic)
 
     def detach(self, name: str, edge_id: str) -> None:
         """Removes an edge from a topic: what is due and was not taken does not reach it any more."""
@@ -358,10 +361,11 @@ class Owner:
     # ------------------------------------------------------------------ sweeping
 
     def sweep(self, *, edge_timeout_s: float, topic_idle_s: float) -> list[str]:
-        """Forgets edges that have been silent for too long, and topics that nobody uses. Returns those edges that
-        lose a topic by it: who has none is silent by right.
+        """Forgets edges that have been silent for too long, and topics that nobody uses, and gives up requests that have
+        waited for too long. Returns those edges that lose a topic by it: who has none is silent by right.
         """
         now = self._clock()
+        self.waiters.expire()
         silent = [edge_id for edge_id, at in self._heard.items() if now - at > edge_timeout_s]
         losing = [edge_id for edge_id in silent if self.gone(edge_id)]
         self._forget_idle(now, topic_idle_s)

@@ -73,6 +73,8 @@ topics_owned = Gauge("trunkline_topics_owned", "Topics in the memory of their ow
 edges_attached = Gauge("trunkline_edges_attached", "Edges that get publications from this owner.")
 fan_batches = Counter("trunkline_fan_batches_total", "Messages with publications sent to edges.")
 
+requests_given_up = drops.labels(ROLE, "owner: requests that waited for the log of a topic")
+
 _decode_notice = msgspec.msgpack.Decoder(wire.Notice).decode
 _decode_requests = msgspec.msgpack.Decoder(wire.Requests).decode
 _decode_topic_request = msgspec.msgpack.Decoder(wire.TopicRequest).decode
@@ -449,5 +451,7 @@ class SubscriptionService:
         self._log.count()
         publications.inc(owner.published)
         owner.published = 0
+        requests_given_up.inc(owner.waiters.given_up)
+        owner.waiters.given_up = 0
         topics_owned.set(len(owner.topics))
         edges_attached.set(owner.edges)

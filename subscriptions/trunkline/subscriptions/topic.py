@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Final
 
@@ -31,7 +31,7 @@ from trunkline.shared.topics import partition_of
 from trunkline.shared.wire import VERSION, Publication, encode
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 
-__all__ = ["Entry", "Loaded", "Settle", "Topic"]
+__all__ = ["Entry", "Loaded", "Past", "Settle", "Topic"]
 
 WAITING_BYTES: Final = 4 * 1024 * 1024
 TAIL_BYTES: Final = 1024 * 1024
@@ -88,6 +88,37 @@ class Loaded(msgspec.Struct):
     entries: list[Entry]
     sequence: int
     complete: bool = True
+
+
+class Past:
+    """What was read of a topic's log so far, oldest entries first: all keys, and as many of the last publications as `tail`
+    takes. So a log can be read in pages, however much it holds.
+    """
+
+    __slots__ = ("_bytes", "_history", "epoch", "keys", "publications")
+
+    def __init__(self, epoch: str, history: int) -> None:
+        self.epoch = epoch
+        self.keys: dict[str, int] = {}
+        self.publications: deque[Publication] = deque()
+        self._history = history
+        self._bytes = 0
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Takes the next entries. Those of another epoch have expired, or soon will."""
+        for entry in entries:
+            if entry.epoch != self.epoch:
+                continue
+            for index, logged in enumerate(entry.publications):
+                publication = Publication(entry.offset + index, logged.data, logged.exclude)
+                self.publications.append(publication)
+                self._bytes += len(publication.data) + OVERHEAD_BYTES
+                if logged.key is not None:
+                    self.keys[logged.key] = publication.offset
+            while len(self.publications) > self._history or (self._bytes > TAIL_BYTES and len(self.publications) > 1):
+                self._bytes -= len(self.publications.popleft().data) + OVERHEAD_BYTES
+            while len(self.keys) > IDEMPOTENCY_KEYS:
+                del self.keys[next(iter(self.keys))]
 
 
 class _Waiting:
@@ -344,18 +375,23 @@ class Topic:
         for waiting, outcome in zip(group, outcomes, strict=True):
             self._settle(waiting, outcome)
 
-    def remember(self, entries: Sequence[Entry]) -> None:
-        """Takes all entries of the log, so that `tail` reaches as far back as it may, and all keys are known."""
+    def past(self) -> Past:
+        """Returns what is to be filled with the whole log, and given to `remember`."""
+        return Past(self.epoch, self.namespace.history)
+
+    def remember(self, past: Past) -> None:
+        """Takes what the whole log has, so that `tail` reaches as far back as it may, and all keys are known.
+
+        Does nothing if the topic has another epoch by now.
+        """
+        if past.epoch != self.epoch:
+            return
         self.wants_tail = False
         self.tail_complete = True
-        publications = {each.offset: each for each in self.tail}
-        for entry in entries:
-            if entry.epoch == self.epoch:
-                for index, logged in enumerate(entry.publications):
-                    offset = entry.offset + index
-                    publications.setdefault(offset, Publication(offset, logged.data, logged.exclude))
-                    if logged.key is not None:
-                        self._keys.setdefault(logged.key, offset)
+        publications = {each.offset: each for each in (*past.publications, *self.tail)}
+        self._keys = past.keys | self._keys
+        while len(self._keys) > IDEMPOTENCY_KEYS:
+            del self._keys[next(iter(self._keys))]
         self._settle_known()
         self.tail.clear()
         self._tail_bytes = 0

@@ -30,7 +30,8 @@ HEALED_S: Final = 4.0
 OVERLAP: Final = 0.2
 """How often the next fault does not wait until the last one has healed."""
 
-BOUND_S: Final = {"owner": 3.0, "edge": 3.0, "clients": 3.0, "nats": 5.0, "worker": 3.0}
+BOUND_S: Final = {"owner": 3.0, "edge": 3.0, "clients": 3.0, "nats": 10.0, "worker": 3.0}
+"""NATS: the followers of a stream elect a new leader 4 to 9 s after they last heard of theirs."""
 HANDOVER_S: Final = 0.5
 """An owner that is asked to end hands its partitions over."""
 
