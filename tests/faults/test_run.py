@@ -47,4 +47,4 @@ def test_publications_without_an_acknowledgement_do_not_end_a_wait() -> None:
 
 def test_only_faults_that_struck_a_whole_cluster_have_a_bound() -> None:
     one, other = stalls({KILL: 10.0, LATER: 14.0}, {LATER}, [], 20.0)
-    assert (one.bound_s, other.bound_s) == (None, 6.0)
+    assert (one.bound_s, other.bound_s) == (None, 11.0)

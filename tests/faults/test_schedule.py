@@ -61,4 +61,4 @@ def test_patterns_select_kinds() -> None:
 
 def test_bound_grows_with_what_lasts() -> None:
     assert bound_s(Fault(1.0, "owner-kill", "owner-1", 2.0, True)) == 3.0
-    assert bound_s(Fault(1.0, "nats-pause", "nats-1", 2.0, True)) == 7.0
+    assert bound_s(Fault(1.0, "nats-pause", "nats-1", 2.0, True)) == 12.0
