@@ -51,3 +51,15 @@ def test_the_dead_are_forgotten() -> None:
     members.heard("c", False, 150.0)
     members.forget(100.0 + SILENCE_S * FORGOTTEN_AFTER + 0.1)
     assert (list(members._heard), members._mentioned, members._leaving) == (["c"], {}, set())
+
+
+def test_who_lived_before_nothing_could_be_heard_gets_as_long_again() -> None:
+    """After a lost connection an instance thought everybody else dead, and took what they owned."""
+    members = Members(SILENCE_S)
+    members.heard("dead", False, 95.0)
+    members.heard("leaving", True, 99.5)
+    members.heard("a", False, 99.0)
+    members.excuse(100.0, 110.0)
+    assert members.heard_lately(112.0) == {"a", "leaving"}
+    assert members.candidates(112.0) == {"a"}
+    assert not members.is_living("a", 112.1)

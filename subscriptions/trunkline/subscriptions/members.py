@@ -38,6 +38,12 @@ class Members:
         if instance not in self._heard:
             self._mentioned.setdefault(instance, now)
 
+    def excuse(self, since: float, now: float) -> None:
+        """Notes that nothing could be heard between these times: who lived before gets as long as one just met."""
+        for instance, at in self._heard.items():
+            if since - at <= self._silence_s:
+                self._heard[instance] = now
+
     def is_living(self, instance: str, now: float) -> bool:
         """Whether an instance was heard, or was named for the first time, within `silence_s`."""
         at = self._heard.get(instance, self._mentioned.get(instance))

@@ -175,6 +175,7 @@ class Ownership:
         if beat.instance == self._instance:
             if now >= self._proved_at + self._silence_s:
                 self._verified = False
+                self._members.excuse(self._proved_at, now)
                 news = True
             self._proved_at = max(self._proved_at, beat.sent_at)
             if news:
