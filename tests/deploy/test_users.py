@@ -44,8 +44,10 @@ class Row(NamedTuple):
 
 CORE: Final = [
     Row(of.call("chat", "message", "say"), publish="edge", subscribe="workers", queue="workers"),
-    Row(of.partition(7), publish="edge workers subscriptions", subscribe="subscriptions"),
+    Row(of.partition(7), publish="edge workers subscriptions admin", subscribe="subscriptions"),
     Row(of.publish("room.1"), publish="publisher", subscribe="subscriptions", queue="subscriptions"),
+    Row(of.publish("$doctor.1"), publish="publisher admin", subscribe="subscriptions", queue="subscriptions"),
+    Row(of.fan("doctor"), publish="subscriptions", subscribe="edge admin"),
     Row(of.fan("e1"), publish="subscriptions", subscribe="edge"),
     Row(of.tops("e1"), publish="subscriptions", subscribe="edge"),
     Row(of.changes("e1"), publish="subscriptions", subscribe="edge"),
@@ -56,15 +58,16 @@ CORE: Final = [
     Row(f"{of.reply('e1')}.9", publish="workers subscriptions", subscribe="edge"),
     Row(f"{of.handled('e1', 'a')}.0", publish="workers", subscribe="edge"),
     Row(of.edges, publish="workers subscriptions", subscribe="edge subscriptions"),
-    Row(of.manifest("chat", "0123"), publish="workers", subscribe="workers", queue="workers"),
+    Row(of.manifest("chat", "0123"), publish="workers admin", subscribe="workers", queue="workers"),
     Row(of.owners, publish="subscriptions", subscribe="subscriptions"),
     Row(of.inspect_topics, publish="admin", subscribe="subscriptions"),
+    Row(of.inspect_processes, publish="admin", subscribe="edge workers subscriptions"),
     # Inboxes: to a role's own, it publishes what proves its connection; others publish answers.
     Row(f"{of.inbox('edge', 'i')}.1", publish="edge", subscribe="edge"),
     Row(f"{of.inbox('workers', 'i')}.1", publish="workers edge subscriptions", subscribe="workers"),
     Row(f"{of.inbox('subscriptions', 'i')}.1", publish="subscriptions edge", subscribe="subscriptions"),
     Row(f"{of.inbox('publisher', 'i')}.1", publish="publisher subscriptions", subscribe="publisher"),
-    Row(f"{of.inbox('admin', 'i')}.1", publish="admin subscriptions", subscribe="admin"),
+    Row(f"{of.inbox('admin', 'i')}.1", publish="admin edge workers subscriptions", subscribe="admin"),
     Row("_INBOX.anybody.1", publish="subscriptions", subscribe="publisher"),
     # Nobody's.
     Row(of.edge("e1")[: -len(".e1")]),

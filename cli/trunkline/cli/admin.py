@@ -147,15 +147,17 @@ async def _running(bus: Bus, streams: Streams, subjects: Subjects) -> list[Manif
 
 
 @asynccontextmanager
-async def connected(settings: CommonSettings) -> AsyncIterator[tuple[Bus, Streams]]:
+async def connected(
+    settings: CommonSettings, *, connect_s: float = CONNECT_TIMEOUT_S, answer_s: float = ANSWER_TIMEOUT_S
+) -> AsyncIterator[tuple[Bus, Streams]]:
     """A bus and its streams, as the NATS user `admin`."""
     instance = secrets.token_hex(4)
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    bus = Bus(settings, ROLE, instance, fail_with(failed), connect_timeout_s=CONNECT_TIMEOUT_S)
-    await bus.start()
-    streams = Streams(bus, timeout_s=ANSWER_TIMEOUT_S)
-    await streams.start()
+    bus = Bus(settings, ROLE, instance, fail_with(failed), connect_timeout_s=connect_s)
+    streams = Streams(bus, timeout_s=answer_s)
     try:
+        await bus.start()
+        await streams.start()
         yield bus, streams
     finally:
         streams.stop()

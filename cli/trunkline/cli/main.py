@@ -35,6 +35,7 @@ COMMANDS = {
     "tail": ("trunkline.cli.tail", "Print the publications of a topic as they come."),
     "topics": ("trunkline.cli.topics", "List the topics in memory: owners, positions, what feeds them."),
     "dead": ("trunkline.cli.dead", "List, show, retry and drop durable actions that could not be handled."),
+    "doctor": ("trunkline.cli.doctor", "Check a running cluster, and say what to do about each fault."),
     "health": ("trunkline.cli.health", "Ask a process of this machine whether it is ready."),
     "bench": ("trunkline.cli.bench", "Measure a WebSocket server, this one or another."),
     "faults": ("trunkline.cli.faults", "Break a cluster at random under load, and prove that nothing is lost."),

@@ -35,6 +35,7 @@ from trunkline.shared.errors import CloseCode
 from trunkline.shared.health import http_url
 from trunkline.shared.lifecycle import Register
 from trunkline.shared.logs import get_logger
+from trunkline.shared.processes import answer_roll_call
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
@@ -60,7 +61,7 @@ _decode_notice = msgspec.msgpack.Decoder(wire.Notice).decode
 
 
 class EdgeService:
-    """Terminates sockets. Holds three NATS subscriptions, whatever it serves."""
+    """Terminates sockets. Holds a handful of NATS subscriptions, whatever it serves."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -191,6 +192,7 @@ class EdgeService:
         await self._bus.start()
         await self._bus.subscribe(f"{self._subjects.edge(self.edge_id)}.>", self._on_message)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
+        await answer_roll_call(self._bus, self._subjects, self.edge_id, self._reasons, self._does)
         await self._streams.start()
         self._bus.on_reconnect.append(self._load.excuse)
         self._bus.on_reconnect.append(self._attachments.attach_all_again)
@@ -248,6 +250,9 @@ class EdgeService:
         if not self._bus.ready:
             reasons.append("no message has gone around through NATS within 3 s")
         return reasons
+
+    def _does(self) -> Mapping[str, object]:
+        return {"connections": len(self._hub.connections), "topics": len(self._hub.topics)}
 
     def _on_message(self, message: Message) -> None:
         self._receivers[message.subject[self._root_characters :].partition(".")[0]](message)

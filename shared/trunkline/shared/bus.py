@@ -31,6 +31,7 @@ from trunkline.shared.tls import TlsClient, tls_advice, tls_context
 
 __all__ = ["Bus", "Message", "Subscription"]
 
+VIOLATIONS: Final = 8
 ECHO_INTERVAL_S: Final = 1.0
 UNREADY_AFTER_S: Final = 3.0
 """Without an echo for this long, the process is not ready."""
@@ -131,6 +132,8 @@ class Bus:
         self._refused_size = drops.labels(role, "bus: message over max_payload")
         self._lost = drops.labels(role, "bus: connection lost before it was sent")
         self._last_warning = ""
+        self.violations: deque[str] = deque(maxlen=VIOLATIONS)
+        """What the server has lately not let this user do."""
         self._refused_away = drops.labels(role, "bus: broker away")
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
@@ -334,6 +337,11 @@ class Bus:
         return (version.major, version.minor)
 
     @property
+    def server_release(self) -> str:
+        """The whole version of that server."""
+        return str(self._client._server_info.get("version", ""))
+
+    @property
     def creates_streams(self) -> bool:
         """Whether this process creates the streams and buckets that it finds missing."""
         return self._settings.create_streams
@@ -383,6 +391,8 @@ class Bus:
         if warning != self._last_warning:  # each try of a reconnect has the same to say
             self._last_warning = warning
             log.warning("NATS", error=warning)
+        if "permissions violation" in warning and (text := str(error).removeprefix("nats: ")) not in self.violations:
+            self.violations.append(text)
 
     async def _on_disconnected(self) -> None:
         self._connected = False

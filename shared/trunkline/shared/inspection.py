@@ -7,7 +7,7 @@ name, and says which partitions it owns: when these are all, nobody else is wait
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -18,7 +18,16 @@ from trunkline.shared.subjects import Subjects
 from trunkline.shared.topics import PARTITIONS
 from trunkline.shared.wire import VERSION, encode
 
-__all__ = ["MOST_TOPICS", "FunctionStatus", "InspectTopics", "InspectedTopics", "Overview", "TopicStatus", "inspect_topics"]
+__all__ = [
+    "MOST_TOPICS",
+    "FunctionStatus",
+    "InspectTopics",
+    "InspectedTopics",
+    "Overview",
+    "TopicStatus",
+    "ask_everybody",
+    "inspect_topics",
+]
 
 MOST_TOPICS: Final = 1000
 """That one answer lists."""
@@ -87,33 +96,43 @@ async def inspect_topics(
     `inbox` is one that nobody else uses. Raises `NOT_AVAILABLE` when no subscription service runs.
     """
     answers: list[InspectedTopics] = []
-    done = asyncio.Event()
-    nobody = False
 
-    def receive(message: Message) -> None:
-        nonlocal nobody
-        if message.no_responders:
-            nobody = True
-        else:
-            answers.append(_decode(message.data))
-        if nobody or len(_owned(answers)) == PARTITIONS:
-            done.set()
+    def receive(message: Message) -> bool:
+        answers.append(_decode(message.data))
+        return len(_owned(answers)) == PARTITIONS
 
-    subscription = await bus.subscribe(inbox, receive)
-    try:
-        bus.publish(subjects.inspect_topics, encode(InspectTopics(VERSION, pattern, after, limit)), inbox)
-        try:
-            async with asyncio.timeout(wait_s):
-                await done.wait()
-        except TimeoutError:
-            pass  # what is missing is told
-    finally:
-        await subscription.drain()
-    if nobody:
+    question = InspectTopics(VERSION, pattern, after, limit)
+    if not await ask_everybody(bus, subjects.inspect_topics, encode(question), inbox, receive, wait_s=wait_s):
         raise TrunklineError(
             ErrorCode.NOT_AVAILABLE, "no subscription service runs; start one: `trunkline subscriptions APP`"
         )
     return _merge(answers, limit)
+
+
+async def ask_everybody(
+    bus: Bus, subject: str, question: bytes, inbox: str, receive: Callable[[Message], bool], *, wait_s: float
+) -> bool:
+    """Gives `receive` each answer, until it returns true or `wait_s` have passed. Returns false if nobody listens."""
+    done = asyncio.Event()
+    nobody = False
+
+    def take(message: Message) -> None:
+        nonlocal nobody
+        nobody = message.no_responders
+        if nobody or receive(message):
+            done.set()
+
+    subscription = await bus.subscribe(inbox, take)
+    try:
+        bus.publish(subject, question, inbox)
+        try:
+            async with asyncio.timeout(wait_s):
+                await done.wait()
+        except TimeoutError:
+            pass  # what is missing, the caller sees
+    finally:
+        await subscription.drain()
+    return not nobody
 
 
 def _owned(answers: Iterable[InspectedTopics]) -> set[int]:

@@ -31,6 +31,7 @@ class Subjects:
         "edges",
         "events",
         "events_stream",
+        "inspect_processes",
         "inspect_topics",
         "later_all",
         "later_stream",
@@ -44,6 +45,7 @@ class Subjects:
             raise ValueError(f"prefix {prefix!r} must be tokens of letters, digits, '_' and '-', separated by dots")
         self.prefix = prefix
         self.edges = f"{prefix}.edges"
+        self.inspect_processes = f"{prefix}.inspect.processes"
         self.inspect_topics = f"{prefix}.inspect.topics"
         self.owners = f"{prefix}.owners"
         self.publish_all = f"{prefix}.publish.>"

@@ -27,6 +27,7 @@ from trunkline.shared.manifest import BUCKET, read_manifests
 from trunkline.shared.memory import release_memory
 from trunkline.shared.metrics import drops
 from trunkline.shared.presence import Members, ReadPresence
+from trunkline.shared.processes import answer_roll_call
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
@@ -213,6 +214,7 @@ class SubscriptionService:
         await self.undertaker.start()
         inspector = Inspector(self._bus, self._subjects, self._tasks, self.instance, self._owner, self._functions)
         await inspector.start()
+        await answer_roll_call(self._bus, self._subjects, self.instance, self._reasons, self._does)
         self._outsiders = await self._bus.subscribe(self._subjects.publish_all, self._gateway.receive, queue=ROLE)
         await self._bridges.start()
         await self._bus.flush()
@@ -242,6 +244,9 @@ class SubscriptionService:
         if ownerless := self._ownership.ownerless:
             reasons.append(f"{len(ownerless)} partitions have no owner")
         return reasons
+
+    def _does(self) -> Mapping[str, object]:
+        return {"partitions": sorted(self._ownership.terms), "topics": len(self._owner.topics)}
 
     # ------------------------------------------------------------------ ownership
 

@@ -20,6 +20,7 @@ from trunkline.shared.effects import BusEffects
 from trunkline.shared.health import HealthServer
 from trunkline.shared.lifecycle import Register
 from trunkline.shared.logs import get_logger
+from trunkline.shared.processes import answer_roll_call
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
@@ -131,6 +132,8 @@ class WorkerService:
         self._schedules.start(routes)
         await self._bus.flush()
         self._beats.start(routes)
+        serves = sorted({(route.channel, route.pool) for route in routes})
+        await answer_roll_call(self._bus, self._subjects, self.instance, self._reasons, lambda: {"serves": serves})
         self._tasks.start(self._beats.run(), "beat", essential=True)
         self._subscriptions += await self._announcing.start(channels)
         self._tasks.start(self._announcing.run(), "compare manifests", essential=True)
