@@ -134,9 +134,9 @@ async def _lag(streams: Streams, subjects: Subjects, manifests: Sequence[Manifes
     for stream, wanted in ((subjects.events_stream, events), (lifecycle, told)):
         if wanted and not (await _info(streams, stream)).get("error"):
             found += checks.check_consumers(stream, wanted, await streams.lags(stream))
-    if events:
-        dead = await _info(streams, subjects.dead_stream)
-        found.append(checks.check_dead_letters(dead.get("state", {}).get("messages", 0)))
+    dead = await _info(streams, subjects.dead_stream)
+    if not dead.get("error"):
+        found.append(checks.check_dead_letters(dead["state"]["messages"]))
     return found
 
 
