@@ -12,8 +12,8 @@ from trunkline.cli.doctor.checks import (
     Check,
     Grade,
     check_clocks,
-    check_consumers,
     check_dead_letters,
+    check_lag,
     check_owners,
     check_pools,
     check_processes,
@@ -133,7 +133,9 @@ def test_what_nats_refused_is_told_of_everybody() -> None:
 
 
 def test_streams_that_differ() -> None:
-    missing, changed = check_streams(["A", "B"], [Drift("A", missing=True), Drift("B", changes={"num_replicas": (1, 3)})])
+    drifts = [Drift("A", missing=True), Drift("B", changes={"num_replicas": (1, 3)}), Drift("A/c", missing=True)]
+    missing, changed, consumer = check_streams(3, drifts)
+    assert consumer.check == "consumer A/c"
     assert (missing.check, missing.found) == ("stream A", "it is missing")
     assert changed.found == "B: num_replicas was 1, not 3"
     assert "trunkline admin apply" in missing.advice
@@ -150,12 +152,9 @@ def test_replicas_that_lag_and_streams_without_a_leader() -> None:
     assert fault.grade is Grade.FAULT
 
 
-def test_consumers_that_are_missing_or_behind() -> None:
-    missing, behind = check_consumers("EVENTS", ["pool_a", "pool_b"], [Lag("pool_a", 5000, 3)])
-    assert missing.found == "1 are missing: pool_b"
-    assert behind.found == "much waits: pool_a 5,000"
-    (fine,) = check_consumers("EVENTS", ["pool_a"], [Lag("pool_a", 5, 3)])
-    assert fine.found.startswith("8 wait")
+def test_much_that_waits_is_a_warning() -> None:
+    assert check_lag("EVENTS", [Lag("pool_a", 5000, 3)]).found == "much waits: pool_a 5,000"
+    assert check_lag("EVENTS", [Lag("pool_a", 5, 3)]).found.startswith("8 wait")
 
 
 def test_dead_letters_are_a_warning() -> None:

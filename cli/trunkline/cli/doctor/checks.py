@@ -19,8 +19,8 @@ __all__ = [
     "Check",
     "Grade",
     "check_clocks",
-    "check_consumers",
     "check_dead_letters",
+    "check_lag",
     "check_owners",
     "check_pools",
     "check_processes",
@@ -75,18 +75,18 @@ def check_server(release: str) -> Check:
     return Check("NATS", Grade.OK, f"version {release}")
 
 
-def check_streams(names: Sequence[str], drifts: Iterable[Drift]) -> list[Check]:
-    """The streams and buckets of these names, of which `drifts` are not as they are declared."""
+def check_streams(count: int, drifts: Iterable[Drift]) -> list[Check]:
+    """The streams, buckets and consumers that are declared, of which `drifts` are not as they should be."""
     checks = [
         Check(
-            f"stream {drift.stream}",
+            f"{'consumer' if '/' in drift.stream else 'stream'} {drift.stream}",
             Grade.FAULT,
             "it is missing" if drift.missing else str(drift),
             "run `trunkline admin apply APP`; it says what cannot be mended, too",
         )
         for drift in drifts
     ]
-    return checks or [Check("streams", Grade.OK, f"{len(names)} as declared")]
+    return checks or [Check("streams", Grade.OK, f"{count} streams and consumers as declared")]
 
 
 def check_replicas(infos: Mapping[str, Mapping[str, Any]]) -> list[Check]:
@@ -230,21 +230,14 @@ def check_pools(manifests: Sequence[Manifest], seen: Sequence[Seen]) -> Iterator
             yield Check(name, Grade.OK, f"workers by pool: {text}" if text else "none of its handlers needs a worker")
 
 
-def check_consumers(stream: str, wanted: Collection[str], lags: Sequence[Lag]) -> list[Check]:
-    """The consumers of a stream: those that are wanted, and how much waits for each."""
-    missing = sorted(set(wanted) - {lag.name for lag in lags})
-    checks = []
-    if missing:
-        text = f"{len(missing)} are missing: {_listed(missing)}"
-        checks.append(Check(f"consumers of {stream}", Grade.FAULT, text, "run `trunkline admin apply APP`"))
+def check_lag(stream: str, lags: Sequence[Lag]) -> Check:
+    """How much waits for the consumers of a stream."""
     behind = [f"{lag.name} {lag.waiting:,}" for lag in lags if lag.waiting > MUCH_WAITING]
     if behind:
         advice = "start more workers for these pools; until then it is worked off in order, and nothing is lost"
-        checks.append(Check(f"lag of {stream}", Grade.WARNING, f"much waits: {_listed(behind)}", advice))
-    if not checks:
-        waiting = sum(lag.waiting + lag.under_way for lag in lags)
-        checks.append(Check(f"lag of {stream}", Grade.OK, f"{waiting:,} wait or are handled"))
-    return checks
+        return Check(f"lag of {stream}", Grade.WARNING, f"much waits: {_listed(behind)}", advice)
+    waiting = sum(lag.waiting + lag.under_way for lag in lags)
+    return Check(f"lag of {stream}", Grade.OK, f"{waiting:,} wait or are handled")
 
 
 def check_dead_letters(count: int) -> Check:

@@ -9,25 +9,22 @@ from typing import Any, Final
 
 import msgspec
 
-from trunkline.cli.admin import wanted_streams
+from trunkline.cli.admin import wanted
 from trunkline.cli.doctor import checks
 from trunkline.cli.doctor.checks import Check, Grade
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.declaring import bucket_stream, reconcile
 from trunkline.shared.errors import ErrorCode, TrunklineError
-from trunkline.shared.event_log import Pools
 from trunkline.shared.later import LEAST_SERVER
-from trunkline.shared.lifecycle import lifecycle_consumers
 from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
 from trunkline.shared.processes import Seen, call_roll
 from trunkline.shared.rpc import Caller
-from trunkline.shared.streams import Streams
+from trunkline.shared.streams import Stream, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.topics import PARTITIONS, RESERVED, partition_of
 from trunkline.subscriptions.declared import CLAIMS
 from trunkline.subscriptions.settings import SubscriptionSettings
-from trunkline.workers.settings import WorkerSettings
 
 __all__ = ["examine"]
 
@@ -64,7 +61,7 @@ async def examine(bus: Bus, streams: Streams, settings: SubscriptionSettings, *,
         for stored in (
             _streams(streams, subjects, settings, manifests, later=bus.server_version >= LEAST_SERVER),
             _owners(streams, subjects, seen),
-            _lag(streams, subjects, manifests),
+            _lag(streams, subjects),
         ):
             try:
                 for check in await stored:
@@ -99,15 +96,15 @@ async def _manifests(bus: Bus, streams: Streams, subjects: Subjects) -> list[Man
 async def _streams(
     streams: Streams, subjects: Subjects, settings: SubscriptionSettings, manifests: Sequence[Manifest], *, later: bool
 ) -> list[Check]:
-    wanted = wanted_streams(subjects, settings, manifests, later=later)
+    declared = wanted(subjects, settings, manifests, later=later)
     if not any(each.lifecycle or each.lifecycle_handlers or each.resume_s for each in manifests):
         unneeded = {subjects.life_stream[0], subjects.lifecycle_stream[0]}
-        wanted = [stream for stream in wanted if stream.name not in unneeded]
-    drifts = await reconcile(streams, wanted, mend=False)
+        declared = [each for each in declared if each.full_name not in unneeded]
+    drifts = await reconcile(streams, declared, mend=False)
     missing = {drift.stream for drift in drifts if drift.missing}
-    names = [stream.name for stream in wanted]
-    infos = {name: await streams.api(f"STREAM.INFO.{name}") for name in names if name not in missing}
-    return [*checks.check_streams(names, drifts), *checks.check_replicas(infos)]
+    names = [each.name for each in declared if isinstance(each, Stream) and each.name not in missing]
+    infos = {name: await streams.api(f"STREAM.INFO.{name}") for name in names}
+    return [*checks.check_streams(len(declared), drifts), *checks.check_replicas(infos)]
 
 
 async def _owners(streams: Streams, subjects: Subjects, seen: Sequence[Seen]) -> list[Check]:
@@ -122,18 +119,11 @@ async def _owners(streams: Streams, subjects: Subjects, seen: Sequence[Seen]) ->
     return checks.check_owners(claims, [each for each in seen if each.status.role == "subscriptions"])
 
 
-async def _lag(streams: Streams, subjects: Subjects, manifests: Sequence[Manifest]) -> list[Check]:
+async def _lag(streams: Streams, subjects: Subjects) -> list[Check]:
     found: list[Check] = []
-    events = [each.name for each in WorkerSettings.load().event_log.consumers(subjects, Pools.of(manifests))]
-    lifecycle, _ = subjects.lifecycle_stream
-    told = [
-        consumer.name
-        for manifest in manifests
-        for consumer in lifecycle_consumers(subjects, manifest.channel, manifest.lifecycle_handlers)
-    ]
-    for stream, wanted in ((subjects.events_stream, events), (lifecycle, told)):
-        if wanted and not (await _info(streams, stream)).get("error"):
-            found += checks.check_consumers(stream, wanted, await streams.lags(stream))
+    for stream in (subjects.events_stream, subjects.lifecycle_stream[0]):
+        if not (await _info(streams, stream)).get("error") and (lags := await streams.lags(stream)):
+            found.append(checks.check_lag(stream, lags))
     dead = await _info(streams, subjects.dead_stream)
     if not dead.get("error"):
         found.append(checks.check_dead_letters(dead["state"]["messages"]))
