@@ -13,6 +13,7 @@ from trunkline.cli.admin import wanted
 from trunkline.cli.doctor import checks
 from trunkline.cli.doctor.checks import Check, Grade
 from trunkline.shared import wire
+from trunkline.shared.asking import persist
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.declaring import bucket_stream, reconcile
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -32,6 +33,8 @@ ROLE: Final = "admin"
 EDGE_ID: Final = "doctor"
 """The doctor hears publications as an edge of this name, which its NATS user may (deploy/nats/users.conf)."""
 ANSWER_S: Final = 3.0
+LOOKS: Final = 3
+"""How often owners are looked at before a partition counts as ownerless: it may just be handed over."""
 
 _decode_fan = msgspec.msgpack.Decoder(wire.Fan).decode
 
@@ -43,8 +46,7 @@ async def examine(bus: Bus, streams: Streams, settings: SubscriptionSettings, *,
     """
     subjects = Subjects(settings.prefix)
     yield checks.check_server(bus.server_release)
-    inbox = f"{subjects.inbox(ROLE, secrets.token_hex(4))}.1"
-    seen = await call_roll(bus, subjects, inbox, wait_s=wait_s)
+    seen = await _roll(bus, subjects, wait_s)
     for check in checks.check_processes(seen):
         yield check
     yield checks.check_releases(seen)
@@ -60,7 +62,7 @@ async def examine(bus: Bus, streams: Streams, settings: SubscriptionSettings, *,
         manifests = await _manifests(bus, streams, subjects)
         for stored in (
             _streams(streams, subjects, settings, manifests, later=bus.server_version >= LEAST_SERVER),
-            _owners(streams, subjects, seen),
+            _owners(bus, streams, subjects, wait_s=wait_s),
             _lag(streams, subjects),
         ):
             try:
@@ -81,6 +83,10 @@ async def examine(bus: Bus, streams: Streams, settings: SubscriptionSettings, *,
         caller.stop()
     for check in checks.check_violations(bus.violations, seen):
         yield check
+
+
+async def _roll(bus: Bus, subjects: Subjects, wait_s: float) -> list[Seen]:
+    return await call_roll(bus, subjects, f"{subjects.inbox(ROLE, secrets.token_hex(4))}.1", wait_s=wait_s)
 
 
 async def _manifests(bus: Bus, streams: Streams, subjects: Subjects) -> list[Manifest]:
@@ -107,16 +113,22 @@ async def _streams(
     return [*checks.check_streams(len(declared), drifts), *checks.check_replicas(infos)]
 
 
-async def _owners(streams: Streams, subjects: Subjects, seen: Sequence[Seen]) -> list[Check]:
+async def _owners(bus: Bus, streams: Streams, subjects: Subjects, *, wait_s: float) -> list[Check]:
     bucket = subjects.bucket(CLAIMS)
     prefix = f"$KV.{bucket}.partition."
-    try:
-        entries = await streams.read(f"KV_{bucket}", f"{prefix}*", PARTITIONS)
-    except TrunklineError as error:
-        text = f"the claims cannot be read: {error.message}"
-        return [Check("owners", Grade.FAULT, text, "the bucket of claims must be there, see above")]
-    claims = {int(entry.subject.removeprefix(prefix)): entry.data.decode() for entry in entries}
-    return checks.check_owners(claims, [each for each in seen if each.status.role == "subscriptions"])
+    found: list[Check] = []
+    for _ in range(LOOKS):
+        seen = await _roll(bus, subjects, wait_s)
+        try:
+            entries = await streams.read(f"KV_{bucket}", f"{prefix}*", PARTITIONS)
+        except TrunklineError as error:
+            text = f"the claims cannot be read: {error.message}"
+            return [Check("owners", Grade.FAULT, text, "the bucket of claims must be there, see above")]
+        claims = {int(entry.subject.removeprefix(prefix)): entry.data.decode() for entry in entries}
+        found = checks.check_owners(claims, [each for each in seen if each.status.role == "subscriptions"])
+        if all(check.grade is Grade.OK for check in found):
+            break
+    return found
 
 
 async def _lag(streams: Streams, subjects: Subjects) -> list[Check]:
@@ -181,7 +193,7 @@ class _Round:
         self._expected[topic] = loop.create_future()
         began = loop.time()
         try:
-            await self._caller.request(subject, wire.encode(wire.Attach(topic, EDGE_ID)), ANSWER_S)
+            await persist(lambda: self._caller.request(subject, wire.encode(wire.Attach(topic, EDGE_ID)), 1.0), ANSWER_S)
         except TrunklineError as error:
             advice = "is it paused, or cut off from NATS, or may it not answer? Its log says more"
             return Check(name, Grade.FAULT, f"it does not let an edge attach: {error.message}", advice)
