@@ -19,7 +19,8 @@ from trunkline.shared.bus import Bus
 from trunkline.shared.events import PARTITIONS
 from trunkline.shared.manifest import BUCKET
 from trunkline.shared.settings import CommonSettings
-from trunkline.shared.streams import Consumer, Stream, Streams
+from trunkline.shared.stream_config import Consumer, Stream
+from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 
 APP = """

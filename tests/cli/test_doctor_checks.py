@@ -26,7 +26,8 @@ from trunkline.cli.doctor.checks import (
 from trunkline.cli.doctor.command import as_table
 from trunkline.shared.manifest import ActionEntry, Manifest
 from trunkline.shared.processes import ProcessStatus, Seen
-from trunkline.shared.streams import Drift, Lag
+from trunkline.shared.stream_config import Drift
+from trunkline.shared.streams import Lag
 from trunkline.shared.topics import PARTITIONS
 
 

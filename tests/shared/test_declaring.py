@@ -12,7 +12,8 @@ from trunkline.shared.bus import Bus
 from trunkline.shared.declaring import reconcile
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.settings import CommonSettings
-from trunkline.shared.streams import Drift, Stream, Streams
+from trunkline.shared.stream_config import Drift, Stream
+from trunkline.shared.streams import Streams
 
 ONE = Stream(name="ONE", subjects=["one.>"], max_age_s=60)
 TWO = Stream(name="TWO", subjects=["two.>"], storage="memory")

@@ -14,7 +14,8 @@ from trunkline.shared.errors import TrunklineError
 from trunkline.shared.following import Followed, SupersededError, pending, take_over
 from trunkline.shared.puller import Delivery, Puller
 from trunkline.shared.settings import CommonSettings
-from trunkline.shared.streams import Consumer, Stream, Streams
+from trunkline.shared.stream_config import Consumer, Stream
+from trunkline.shared.streams import Streams
 
 
 @pytest.fixture

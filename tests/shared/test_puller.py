@@ -11,7 +11,8 @@ from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.puller import Delivery, Puller, parse_acknowledgement_subject
 from trunkline.shared.settings import CommonSettings
-from trunkline.shared.streams import Consumer, Stream, Streams
+from trunkline.shared.stream_config import Consumer, Stream
+from trunkline.shared.streams import Streams
 
 EVENTS = Stream(name="EVENTS", subjects=["event.>"], retention="workqueue")
 POOL = Consumer(stream="EVENTS", name="pool", ack_wait_s=30.0)

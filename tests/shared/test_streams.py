@@ -9,7 +9,8 @@ from tests.support.nats import NatsServer, eventually, nats_server
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.settings import CommonSettings
-from trunkline.shared.streams import READ_BYTES, Consumer, Entry, FencedError, Stream, Streams
+from trunkline.shared.stream_config import Consumer, Stream
+from trunkline.shared.streams import READ_BYTES, Entry, FencedError, Streams
 
 LOG = Stream(name="LOG", subjects=["log.>"])
 

@@ -20,7 +20,8 @@ from trunkline.shared.later import LEAST_SERVER, due_consumer, later_stream
 from trunkline.shared.lifecycle import RESUME_BUCKET, lifecycle_consumers, lifecycle_streams
 from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
 from trunkline.shared.settings import CommonSettings
-from trunkline.shared.streams import Consumer, Drift, Stream, Streams
+from trunkline.shared.stream_config import Consumer, Drift, Stream
+from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import fail_with
 from trunkline.subscriptions.declared import declared_streams

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trunkline.shared.errors import ErrorCode, TrunklineError
-from trunkline.shared.streams import Consumer, Drift, Stream, Streams
+from trunkline.shared.stream_config import Consumer, Drift, Stream
+from trunkline.shared.streams import Streams
 
 __all__ = ["bucket_stream", "reconcile"]
 

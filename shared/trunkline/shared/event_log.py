@@ -11,7 +11,8 @@ import msgspec
 
 from trunkline.shared.events import PARTITIONS
 from trunkline.shared.manifest import Manifest
-from trunkline.shared.streams import Consumer, Stream, Streams
+from trunkline.shared.stream_config import Consumer, Stream
+from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 
 __all__ = ["EventLog", "Pools", "declare_consumers", "declare_event_log", "ordered_consumer", "pool_consumer"]

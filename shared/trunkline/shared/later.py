@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from trunkline.shared.events import Event
-from trunkline.shared.streams import Consumer, Stream
+from trunkline.shared.stream_config import Consumer, Stream
 from trunkline.shared.subjects import Subjects
 
 __all__ = [

@@ -26,7 +26,8 @@ from typing import Final
 
 import msgspec
 
-from trunkline.shared.streams import Consumer, Entry, FencedError, Stream, Streams
+from trunkline.shared.stream_config import Consumer, Stream
+from trunkline.shared.streams import Entry, FencedError, Streams
 from trunkline.shared.subjects import Subjects
 
 __all__ = [

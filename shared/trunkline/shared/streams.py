@@ -7,18 +7,38 @@ a message whose acknowledgement resolves a future, so that thousands can be unde
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.client import encode_headers
-from trunkline.shared.errors import ErrorCode, MissingError, TrunklineError
+from trunkline.shared.errors import MissingError, TrunklineError
 from trunkline.shared.metrics import drops
+from trunkline.shared.stream_answers import (
+    Appended,
+    Consumers,
+    Entry,
+    FencedError,
+    Info,
+    Lag,
+    Names,
+    Refusal,
+    appended_of,
+    decode_consumers,
+    decode_info,
+    decode_names,
+    entry_of,
+    error_of,
+    raise_refused,
+    sequence_of,
+    unavailable,
+)
+from trunkline.shared.stream_config import Consumer, Drift, Stream, differences
 
-__all__ = ["Appended", "Consumer", "Drift", "Entry", "FencedError", "Lag", "Settle", "Stream", "Streams"]
+__all__ = ["Appended", "Entry", "FencedError", "Lag", "Settle", "Streams"]
 
 TIMEOUT_S: Final = 5.0
 SWEEP_S: Final = 0.05
@@ -28,193 +48,12 @@ API: Final = "$JS.API"
 _EXPECTED_LAST: Final = "Nats-Expected-Last-Subject-Sequence"
 _FENCE: Final = encode_headers({_EXPECTED_LAST: "0"}).replace(b"0\r\n\r\n", b"%d\r\n\r\n")
 
-# Error codes of JetStream (server/errors.json in its source).
-_WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
-_NO_MESSAGE: Final = 10037
-_NO_SUCH_SEQUENCE: Final = 10057
-_STREAM_NAME_IN_USE: Final = 10058
-_STREAM_NOT_FOUND: Final = 10059
-_CONSUMER_NOT_FOUND: Final = 10014
-_FULL: Final = frozenset({10047, 10077})
-_MESSAGE_TOO_LARGE: Final = 10054
-_TOO_MANY_REQUESTS: Final = 429
 _END_OF_READ: Final = frozenset({"204", "404"})
 """End of a batch, and: there is no such message."""
-_NOT_NOW: Final = 503
-
 
 Settle = Callable[[Any], None]
 """Gets the result of a call, or its `TrunklineError`."""
 
-
-class FencedError(TrunklineError):
-    """Somebody else has appended to the subject: the last sequence is not the expected one, and nothing was appended."""
-
-    def __init__(self) -> None:
-        super().__init__(ErrorCode.UNAVAILABLE, "somebody else has written here; try again", retry_after_s=0.1)
-
-
-class Appended(msgspec.Struct, frozen=True, rename={"sequence": "seq"}):
-    """Where a message is. `duplicate`: it was there already."""
-
-    sequence: int = 0
-    duplicate: bool = False
-
-
-class Lag(msgspec.Struct, frozen=True, rename={"waiting": "num_pending", "under_way": "num_ack_pending"}):
-    """What a consumer has before it: messages that wait, and messages that are with its pullers."""
-
-    name: str = ""
-    waiting: int = 0
-    under_way: int = 0
-
-
-class Entry(msgspec.Struct, frozen=True, rename={"sequence": "seq"}):
-    """A message of a stream."""
-
-    subject: str
-    sequence: int
-    data: bytes = b""
-
-
-class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stream is to be like. A limit of None is none; `duplicates_s` is how long message ids are remembered."""
-
-    name: str
-    subjects: Sequence[str]
-    max_age_s: float | None = None
-    max_bytes: int | None = None
-    max_messages_per_subject: int | None = None
-    when_full: Literal["old", "new"] = "old"
-    """`old`: the oldest messages go. `new`: an append is refused (`OVERLOADED`)."""
-    retention: Literal["limits", "interest", "workqueue"] = "limits"
-    storage: Literal["file", "memory"] = "file"
-    replicas: int = 1
-    duplicates_s: float = 120.0
-    direct: bool = False
-    """Whether `Streams.read` works: any replica answers it, so what it returns may be a moment old."""
-    first_sequence: int = 1
-    """Where the sequences begin when the stream is created."""
-    schedules: bool = False
-    """Whether messages may be schedules (NATS 2.12). The server does not let such a stream refuse when it is full."""
-
-    @property
-    def full_name(self) -> str:
-        """The name, as `Drift` has it."""
-        return self.name
-
-    def config(self) -> dict[str, Any]:
-        """Returns the server's form of this."""
-        duplicates_s = self.duplicates_s if self.max_age_s is None else min(self.duplicates_s, self.max_age_s)
-        return {
-            "name": self.name,
-            "subjects": list(self.subjects),
-            "max_age": 0 if self.max_age_s is None else _nanoseconds(self.max_age_s),
-            "max_bytes": -1 if self.max_bytes is None else self.max_bytes,
-            "max_msgs_per_subject": -1 if self.max_messages_per_subject is None else self.max_messages_per_subject,
-            "discard": self.when_full,
-            "discard_new_per_subject": self.when_full == "new" and self.max_messages_per_subject is not None,
-            "retention": self.retention,
-            "storage": self.storage,
-            "num_replicas": self.replicas,
-            "duplicate_window": _nanoseconds(duplicates_s),
-            "allow_direct": self.direct,
-        } | ({"allow_msg_schedules": True, "allow_msg_ttl": True} if self.schedules else {})
-
-
-class Drift(msgspec.Struct, frozen=True):
-    """How a stream (or a consumer, `STREAM/NAME`) differed from what is declared: it was missing, or had other settings (as
-    the server names them).
-    """
-
-    stream: str
-    missing: bool = False
-    changes: Mapping[str, tuple[Any, Any]] = {}
-    """What was found and what was wanted, by setting."""
-    refused: str = ""
-    """Why the server does not let it be mended."""
-
-    def __str__(self) -> str:
-        changes = ", ".join(f"{name} was {found!r}, not {wanted!r}" for name, (found, wanted) in self.changes.items())
-        return f"{self.stream}: {self.refused or changes or 'was missing'}"
-
-
-class Consumer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a durable pull consumer is to be like. `subjects`: empty for all of the stream. `max_deliver` -1: without end.
-
-    At most `max_ack_pending` messages are with all its pullers together; one that is not acknowledged within `ack_wait_s`
-    is delivered again.
-    """
-
-    stream: str
-    name: str
-    subjects: Sequence[str] = ()
-    ack_wait_s: float = 30.0
-    max_deliver: int = -1
-    max_ack_pending: int = 1_000
-    deliver: Literal["all", "new"] = "all"
-
-    @property
-    def full_name(self) -> str:
-        """The name, with that of the stream."""
-        return f"{self.stream}/{self.name}"
-
-    def config(self) -> dict[str, Any]:
-        """Returns the server's form of this."""
-        return {
-            "durable_name": self.name,
-            "filter_subjects": list(self.subjects),
-            "ack_policy": "explicit",
-            "ack_wait": _nanoseconds(self.ack_wait_s),
-            "max_deliver": self.max_deliver,
-            "max_ack_pending": self.max_ack_pending,
-            "deliver_policy": self.deliver,
-        }
-
-
-class _Error(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class _Acknowledgement(Appended, frozen=True):
-    error: _Error | None = None
-
-
-class _Consumers(msgspec.Struct):
-    error: _Error | None = None
-    consumers: list[Lag] = []
-    total: int = 0
-
-
-class _Got(msgspec.Struct):
-    error: _Error | None = None
-    message: Entry | None = None
-
-
-class _State(msgspec.Struct):
-    subjects: dict[str, int] = {}
-    bytes: int = 0
-
-
-class _Info(msgspec.Struct):
-    error: _Error | None = None
-    config: dict[str, Any] = {}
-    state: _State = msgspec.field(default_factory=_State)
-
-
-class _Names(msgspec.Struct):
-    error: _Error | None = None
-    streams: list[str] | None = None
-    total: int = 0
-
-
-_decode_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
-_decode_got = msgspec.json.Decoder(_Got).decode
-_decode_info = msgspec.json.Decoder(_Info).decode
-_decode_names = msgspec.json.Decoder(_Names).decode
-_decode_consumers = msgspec.json.Decoder(_Consumers).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -286,7 +125,7 @@ class Streams:
             sent[_EXPECTED_LAST] = str(expected_last)
         if message_id is not None:
             sent["Nats-Msg-Id"] = message_id
-        return self._ask(subject, payload, sent or None, _sequence_of)
+        return self._ask(subject, payload, sent or None, sequence_of)
 
     def append_then(self, subject: str, payload: bytes, expected_last: int, settle: Settle) -> None:
         """Appends like `append`, and calls `settle` once with what its future would get, in the moment that is known.
@@ -294,25 +133,25 @@ class Streams:
         It must not raise. For those that append all the time: a future costs as much as the rest.
         """
         header = _FENCE % expected_last
-        self._send(subject, payload, header, _sequence_of, settle)
+        self._send(subject, payload, header, sequence_of, settle)
 
     def append_once(self, subject: str, payload: bytes, message_id: str | None) -> asyncio.Future[Appended]:
         """Like `append`; the future tells whether a message with this `message_id` was there already."""
         headers = None if message_id is None else {"Nats-Msg-Id": message_id}
-        return self._ask(subject, payload, headers, _appended_of)
+        return self._ask(subject, payload, headers, appended_of)
 
     # ------------------------------------------------------------------ reading
 
     async def last(self, stream: str, subject: str) -> Entry | None:
         """Returns the last message of a subject, from the stream's leader, so that no acknowledged append is missed."""
         request = _encode({"last_by_subj": subject})
-        entry: Entry | None = await self._ask(f"{API}.STREAM.MSG.GET.{stream}", request, None, _entry_of)
+        entry: Entry | None = await self._ask(f"{API}.STREAM.MSG.GET.{stream}", request, None, entry_of)
         return entry
 
     async def get(self, stream: str, sequence: int) -> Entry | None:
         """Returns the message with this sequence, from the stream's leader, if it is still there."""
         request = _encode({"seq": sequence})
-        entry: Entry | None = await self._ask(f"{API}.STREAM.MSG.GET.{stream}", request, None, _entry_of)
+        entry: Entry | None = await self._ask(f"{API}.STREAM.MSG.GET.{stream}", request, None, entry_of)
         return entry
 
     async def read(self, stream: str, subject: str, limit: int, *, after: int = 0) -> list[Entry]:
@@ -344,26 +183,26 @@ class Streams:
         lags: list[Lag] = []
         while True:
             request = _encode({"offset": len(lags)})
-            page: _Consumers = await self._ask(f"{API}.CONSUMER.LIST.{stream}", request, None, _decode_consumers)
+            page: Consumers = await self._ask(f"{API}.CONSUMER.LIST.{stream}", request, None, decode_consumers)
             if page.error is not None:
-                raise _error_of(page.error)
+                raise error_of(page.error)
             lags += page.consumers
             if not page.consumers or len(lags) >= page.total:
                 return lags
 
     async def size_bytes(self, stream: str) -> int:
         """Returns how much a stream holds."""
-        info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream}", b"", None, _decode_info)
+        info: Info = await self._ask(f"{API}.STREAM.INFO.{stream}", b"", None, decode_info)
         if info.error is not None:
-            raise _error_of(info.error)
+            raise error_of(info.error)
         return info.state.bytes
 
     async def subjects(self, stream: str, pattern: str) -> Mapping[str, int]:
         """Returns the subjects of a stream that have messages, and how many, from the stream's leader; at most 100,000."""
         request = _encode({"subjects_filter": pattern})
-        info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream}", request, None, _decode_info)
+        info: Info = await self._ask(f"{API}.STREAM.INFO.{stream}", request, None, decode_info)
         if info.error is not None:
-            raise _error_of(info.error)
+            raise error_of(info.error)
         return info.state.subjects
 
     # ------------------------------------------------------------------ removing
@@ -371,9 +210,9 @@ class Streams:
     async def remove(self, stream: str, sequence: int) -> None:
         """Removes a message. One that is not there any more is no error."""
         request = _encode({"seq": sequence, "no_erase": True})
-        info: _Info = await self._ask(f"{API}.STREAM.MSG.DELETE.{stream}", request, None, _decode_info)
-        if info.error is not None and info.error.err_code not in (_NO_MESSAGE, _NO_SUCH_SEQUENCE):
-            raise _error_of(info.error)
+        info: Info = await self._ask(f"{API}.STREAM.MSG.DELETE.{stream}", request, None, decode_info)
+        if info.error is not None and not info.error.no_message:
+            raise error_of(info.error)
 
     # ------------------------------------------------------------------ declaring
 
@@ -386,11 +225,11 @@ class Streams:
         Raises `TrunklineError(INTERNAL)` when the server refuses the change, as it does when the storage is another.
         """
         wanted, what = stream.config(), f"stream {stream.name}"
-        info: _Info = await self._ask(f"{API}.STREAM.INFO.{stream.name}", b"", None, _decode_info)
-        missing = info.error is not None and info.error.err_code == _STREAM_NOT_FOUND
+        info: Info = await self._ask(f"{API}.STREAM.INFO.{stream.name}", b"", None, decode_info)
+        missing = info.error is not None and info.error.missing
         if not missing:
-            _raise_refused(info.error, what)
-        changes = {} if missing else _differences(wanted, info.config)
+            raise_refused(info.error, what)
+        changes = {} if missing else differences(wanted, info.config)
         if mend and not self._bus.creates_streams:
             if missing:
                 raise MissingError(what)
@@ -400,30 +239,30 @@ class Streams:
         if mend and missing:
             first = {"first_seq": stream.first_sequence} if stream.first_sequence > 1 else {}
             refused = await self._declare(f"{API}.STREAM.CREATE.{stream.name}", wanted | first)
-            if refused is not None and refused.err_code == _STREAM_NAME_IN_USE:  # another process was faster
+            if refused is not None and refused.name_in_use:  # another process was faster
                 return await self.ensure_stream(stream)
-            _raise_refused(refused, what)
+            raise_refused(refused, what)
         elif mend:
-            _raise_refused(await self._declare(f"{API}.STREAM.UPDATE.{stream.name}", info.config | wanted), what)
+            raise_refused(await self._declare(f"{API}.STREAM.UPDATE.{stream.name}", info.config | wanted), what)
         return Drift(stream.name, missing, changes)
 
     async def ensure_consumer(self, consumer: Consumer, *, mend: bool = True) -> Drift | None:
         """Creates a durable consumer, or changes what differs; as `ensure_stream` in all else."""
         what = f"consumer {consumer.name} of stream {consumer.stream}"
-        info: _Info = await self._ask(f"{API}.CONSUMER.INFO.{consumer.stream}.{consumer.name}", b"", None, _decode_info)
-        missing = info.error is not None and info.error.err_code in (_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND)
+        info: Info = await self._ask(f"{API}.CONSUMER.INFO.{consumer.stream}.{consumer.name}", b"", None, decode_info)
+        missing = info.error is not None and info.error.missing
         if not missing:
-            _raise_refused(info.error, what)
+            raise_refused(info.error, what)
         if mend and not self._bus.creates_streams:
             if missing:
                 raise MissingError(what)
             return None
-        changes = {} if missing else _differences(consumer.config(), info.config)
+        changes = {} if missing else differences(consumer.config(), info.config)
         if not missing and not changes:
             return None
         if mend:
             request = {"stream_name": consumer.stream, "config": consumer.config()}
-            _raise_refused(await self._declare(f"{API}.CONSUMER.CREATE.{consumer.stream}.{consumer.name}", request), what)
+            raise_refused(await self._declare(f"{API}.CONSUMER.CREATE.{consumer.stream}.{consumer.name}", request), what)
         return Drift(consumer.full_name, missing, changes)
 
     async def names(self, subjects: str) -> list[str]:
@@ -431,8 +270,8 @@ class Streams:
         names: list[str] = []
         while True:
             request = _encode({"subject": subjects, "offset": len(names)})
-            page: _Names = await self._ask(f"{API}.STREAM.NAMES", request, None, _decode_names)
-            _raise_refused(page.error, "the list of streams")
+            page: Names = await self._ask(f"{API}.STREAM.NAMES", request, None, decode_names)
+            raise_refused(page.error, "the list of streams")
             names += page.streams or ()
             if not page.streams or len(names) >= page.total:
                 return names
@@ -446,13 +285,13 @@ class Streams:
         """
         payload = b"" if request is None else _encode(request)
         answer: dict[str, Any] = await self._ask(f"{API}.{subject}", payload, None, msgspec.json.decode)
-        error = msgspec.convert(answer.get("error"), _Error | None)
-        if not (missing_ok and error is not None and error.err_code in (_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND)):
-            _raise_refused(error, subject)
+        error = msgspec.convert(answer.get("error"), Refusal | None)
+        if not (missing_ok and error is not None and error.missing):
+            raise_refused(error, subject)
         return answer
 
-    async def _declare(self, subject: str, request: dict[str, Any]) -> _Error | None:
-        info: _Info = await self._ask(subject, _encode(request), None, _decode_info)
+    async def _declare(self, subject: str, request: dict[str, Any]) -> Refusal | None:
+        info: Info = await self._ask(subject, _encode(request), None, decode_info)
         return info.error
 
     # ------------------------------------------------------------------ requests
@@ -497,7 +336,7 @@ class Streams:
             self._late.inc()
             return
         if message.no_responders:
-            waiting.settle(_unavailable("no stream takes this, or JetStream is off"))
+            waiting.settle(unavailable("no stream takes this, or JetStream is off"))
             return
         if waiting.collected is not None:
             if message.status in _END_OF_READ:
@@ -505,14 +344,14 @@ class Streams:
                 pending = (message.headers or {}).get("Nats-Num-Pending", "0")
                 waiting.settle((waiting.collected, pending != "0"))
             else:
-                waiting.settle(_unavailable(f"JetStream refuses to read: {message.status}"))
+                waiting.settle(unavailable(f"JetStream refuses to read: {message.status}"))
             return
         try:
             result = waiting.accept(message.data)
         except TrunklineError as error:
             result = error
         except msgspec.MsgspecError as error:
-            result = _unavailable(f"JetStream answers what we do not understand: {error}")
+            result = unavailable(f"JetStream answers what we do not understand: {error}")
         waiting.settle(result)
 
     def _sweep(self) -> None:
@@ -531,7 +370,7 @@ class Streams:
             self._fail(reply, "the message broker is away; try again")
 
     def _fail(self, reply: str, message: str) -> None:
-        self._waiting.pop(reply).settle(_unavailable(message))
+        self._waiting.pop(reply).settle(unavailable(message))
 
 
 def _settle_future(future: asyncio.Future[Any], result: Any) -> None:
@@ -545,56 +384,3 @@ def _settle_future(future: asyncio.Future[Any], result: Any) -> None:
 
 def _nothing(_data: bytes) -> None:
     return None
-
-
-def _appended_of(data: bytes) -> Appended:
-    acknowledgement = _decode_acknowledgement(data)
-    if acknowledgement.error is not None:
-        raise _error_of(acknowledgement.error)
-    return acknowledgement
-
-
-def _sequence_of(data: bytes) -> int:
-    return _appended_of(data).sequence
-
-
-def _entry_of(data: bytes) -> Entry | None:
-    got = _decode_got(data)
-    if got.error is None:
-        return got.message
-    if got.error.err_code == _NO_MESSAGE:
-        return None
-    raise _error_of(got.error)
-
-
-def _error_of(error: _Error) -> TrunklineError:
-    if error.err_code in _WRONG_LAST_SEQUENCE:
-        return FencedError()
-    if error.err_code in _FULL or error.code == _TOO_MANY_REQUESTS:
-        return TrunklineError(ErrorCode.OVERLOADED, f"the stream is full: {error.description}", retry_after_s=1.0)
-    if error.err_code == _MESSAGE_TOO_LARGE:
-        return TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the stream takes")
-    return _unavailable(f"JetStream refuses: {error.description}")
-
-
-def _unavailable(message: str) -> TrunklineError:
-    return TrunklineError(ErrorCode.UNAVAILABLE, message, retry_after_s=1.0)
-
-
-def _raise_refused(error: _Error | None, what: str) -> None:
-    if error is None:
-        return
-    if error.code == _NOT_NOW:  # no leader, for example
-        raise _unavailable(f"{what}: {error.description}")
-    raise TrunklineError(ErrorCode.INTERNAL, f"{what} cannot be had as wanted: {error.description}")
-
-
-def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What was found and is wanted, by setting. The server leaves out settings that are off."""
-    return {
-        key: (found.get(key), value) for key, value in wanted.items() if (value or key in found) and found.get(key) != value
-    }
-
-
-def _nanoseconds(seconds: float) -> int:
-    return round(seconds * 1_000_000_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from trunkline.shared.streams import Stream
+from trunkline.shared.stream_config import Stream
 from trunkline.shared.subjects import Subjects
 from trunkline.subscriptions.namespace import Namespace
 

@@ -27,7 +27,8 @@ from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, NULL, RESUMED, E
 from trunkline.shared.logs import get_logger, redact
 from trunkline.shared.metrics import drops
 from trunkline.shared.puller import Delivery, Puller
-from trunkline.shared.streams import Appended, Stream, Streams
+from trunkline.shared.stream_config import Stream
+from trunkline.shared.streams import Appended, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import backoff_s
 from trunkline.workers.runner import Endpoint, Runner, Work

@@ -12,7 +12,8 @@ import msgspec
 
 from trunkline.shared.manifest import Manifest
 from trunkline.shared.processes import ProcessStatus, Seen
-from trunkline.shared.streams import Drift, Lag
+from trunkline.shared.stream_config import Drift
+from trunkline.shared.streams import Lag
 from trunkline.shared.topics import PARTITIONS
 
 __all__ = [

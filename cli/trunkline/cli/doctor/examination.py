@@ -21,7 +21,8 @@ from trunkline.shared.later import LEAST_SERVER
 from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
 from trunkline.shared.processes import Seen, call_roll
 from trunkline.shared.rpc import Caller
-from trunkline.shared.streams import Stream, Streams
+from trunkline.shared.stream_config import Stream
+from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.topics import PARTITIONS, RESERVED, partition_of
 from trunkline.subscriptions.declared import CLAIMS

@@ -109,7 +109,7 @@ def _several_at_once() -> None:
 
     from trunkline.shared.event_log import EventLog, Pools
     from trunkline.shared.puller import Puller
-    from trunkline.shared.streams import Consumer
+    from trunkline.shared.stream_config import Consumer
     from trunkline.shared.subjects import Subjects
 
     consumers, start = EventLog.consumers, Puller.start
