@@ -99,7 +99,6 @@ API: Final = [
             f"STREAM.UPDATE.{stream}",
             f"STREAM.DELETE.{stream}",
             f"STREAM.PURGE.{stream}",
-            f"STREAM.MSG.DELETE.{stream}",
             f"STREAM.SNAPSHOT.{stream}",
             f"CONSUMER.CREATE.{stream}",
             f"CONSUMER.CREATE.{stream}.c",
@@ -156,6 +155,8 @@ API: Final = [
             f"CONSUMER.DELETE.{stream}.c",
         )
     ),
+    Row(f"$JS.API.STREAM.MSG.DELETE.{LOG}", publish="subscriptions admin"),
+    *(Row(f"$JS.API.STREAM.MSG.DELETE.{stream}", publish="admin") for stream in (CLAIMS, MANIFEST, DEAD, RESUME, LATER)),
     Row(f"$JS.API.STREAM.MSG.DELETE.{LIFE}", publish="edge subscriptions admin"),
     Row(f"$JS.API.STREAM.MSG.DELETE.{LIFECYCLE}", publish="admin"),
     Row(f"$JS.API.STREAM.MSG.GET.{LIFE}", publish="edge subscriptions admin"),

@@ -35,7 +35,7 @@ def opened(log: Log, topic: Topic | None = None, namespace: Namespace = LOGGED) 
     payload = topic.loaded(log.load(topic.known_sequence))
     sequence = log.append(payload, topic.sequence)
     assert sequence is not None
-    topic.opened(sequence)
+    log.remove(topic.opened(sequence))
     return topic
 
 
@@ -45,7 +45,7 @@ def append(log: Log, topic: Topic, limit_bytes: int = LIMIT_BYTES) -> Entry:
     assert payload is not None
     sequence = log.append(payload, topic.sequence)
     assert sequence is not None
-    topic.appended(sequence)
+    log.remove(topic.appended(sequence))
     return decode(payload)
 
 
@@ -94,6 +94,8 @@ class Simulation:
         self.instances = [Instance(), Instance()]
         for instance in self.instances:
             instance.topic.edges.add("edge")
+        self.spent: list[int] = []
+        """Opening entries that are not removed yet."""
         self.number = 0
         self.acknowledged: dict[str, list[Position]] = {}
         """By key or, without one, by data."""
@@ -112,6 +114,8 @@ class Simulation:
                 self.crash(instance)
             elif action < 0.365 and self.expiry:
                 self.log.expire()
+            elif action < 0.4 and self.spent:
+                self.log.remove(self.spent.pop(self.random.randrange(len(self.spent))))
             elif instance.topic.open:
                 self.append(instance)
             else:
@@ -163,7 +167,7 @@ class Simulation:
         fate = self.random.random()
         sequence = None if fate < 0.1 else self.log.append(*opening)
         if sequence is not None and fate < 0.8:
-            topic.opened(sequence)
+            self.spent.append(topic.opened(sequence))
 
     def append(self, instance: Instance) -> None:
         topic = instance.topic
@@ -178,7 +182,7 @@ class Simulation:
         fate = self.random.random()
         sequence = None if fate < 0.1 else self.log.append(*appending)
         if sequence is not None and fate < 0.8:
-            topic.appended(sequence)
+            self.spent.append(topic.appended(sequence))
         else:
             topic.doubted()
 
@@ -348,6 +352,38 @@ def test_a_topic_that_was_never_published_to_has_a_stable_position() -> None:
     assert [each.data for each in topic.since(first) or ()] == [b"1", b"2"]
 
 
+@pytest.mark.parametrize("each", [0, 1, 3], ids=["quiet", "one each", "three each"])
+def test_however_often_its_owner_changes_a_topic_keeps_its_history(each: int) -> None:
+    """Each owner left its opening entry in the log: after 17 of them, each took the place of a publication."""
+    log = Log(HISTORY)
+    published(log, opened(log), *(b"%d" % number for number in range(1, HISTORY + 1)))
+    topic = opened(log)
+    for _ in range(100):
+        topic = opened(log)
+        published(log, topic, *(b"%d" % (topic.offset + 1) for _ in range(each)))
+        assert len([entry for entry in log.entries.values() if not entry.publications]) <= 2
+    log.remind(topic)
+    assert [publication.offset for publication in topic.tail] == [*range(topic.offset - HISTORY + 1, topic.offset + 1)]
+    assert topic.offset == HISTORY + 100 * each
+
+
+def test_an_opening_entry_that_is_removed_is_missed_by_nobody() -> None:
+    """The group in doubt is found behind the opening entries of others, whether those are still there or not."""
+    log = Log(HISTORY)
+    old = opened(log)
+    published(log, old, b"1")
+    outcomes = publish(old, b"2")
+    payload = old.next_entry(LIMIT_BYTES)
+    assert payload is not None
+    assert log.append(payload, old.sequence) is not None
+    old.doubted()
+    for number in range(3, 9):
+        published(log, opened(log), b"%d" % number)
+    opened(log, old)
+    assert outcomes == [Position(2, old.epoch)]
+    assert [each.data for each in old.since(Position(0, old.epoch)) or ()] == [b"%d" % number for number in range(1, 9)]
+
+
 def test_an_opening_entry_fences_the_other_owner() -> None:
     log = Log(HISTORY)
     old = opened(log)
@@ -510,7 +546,7 @@ def test_a_key_is_published_once_also_by_the_next_owner() -> None:
     assert waiting == [[first], [first]], "both while it waits"
     assert publish(topic, b"3", "k") == [first]
     assert publish(opened(log), b"4", "k") == [first]
-    assert [entry.top for entry in log.entries.values()] == [0, 1, 1]
+    assert [entry.top for entry in log.entries.values()] == [1, 1]
 
 
 def test_a_key_that_another_owner_has_written_is_not_written_again() -> None:

@@ -40,6 +40,11 @@ class Log:
             del self.entries[min(self.entries)]
         return self.sequence
 
+    def remove(self, sequence: int) -> None:
+        """Removes an opening entry that is not needed any more; 0: none."""
+        entry = self.entries.pop(sequence, None)
+        assert entry is None or (not entry.publications and self.last > sequence), "this one was needed"
+
     def load(self, known: int) -> Loaded:
         """As the shell reads it."""
         last = at = self.last
@@ -70,7 +75,7 @@ class Log:
             payload = topic.loaded(self.load(topic.known_sequence))
             sequence = self.append(payload, topic.sequence)
             if sequence is not None:
-                topic.opened(sequence)
+                self.remove(topic.opened(sequence))
         elif topic.wants_tail:
             self.remind(topic)
         elif (entry := topic.next_entry(entry_bytes)) is not None:
@@ -78,7 +83,7 @@ class Log:
             if sequence is None:
                 topic.doubted()
             else:
-                topic.appended(sequence)
+                self.remove(topic.appended(sequence))
         else:
             return False
         return True

@@ -14,7 +14,7 @@ __all__ = ["CLAIMS", "SPARE_ENTRIES", "claims_stream", "declared_streams", "log_
 CLAIMS: Final = "claims"
 """The bucket of claims (`Subjects.bucket`)."""
 SPARE_ENTRIES: Final = 16
-"""Opening entries take places in the log, too."""
+"""Opening entries take places in the log, too, until they are removed, which may fail."""
 
 
 def log_stream(subjects: Subjects, namespace: Namespace) -> Stream:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
@@ -14,6 +14,7 @@ from prometheus_client import Counter, Histogram
 from trunkline.shared.declaring import reconcile
 from trunkline.shared.errors import ErrorCode, MissingError, TrunklineError
 from trunkline.shared.logs import get_logger
+from trunkline.shared.metrics import drops
 from trunkline.shared.streams import Entry as StreamEntry
 from trunkline.shared.streams import FencedError, Streams
 from trunkline.shared.subjects import Subjects
@@ -27,6 +28,8 @@ __all__ = ["TopicLog"]
 OPENING_AT_ONCE: Final = 64
 """Of one stream: the topics of another do not wait for one that has no leader."""
 READING_AT_ONCE: Final = 8
+REMOVED_AT_ONCE: Final = 32
+SPENT_ENTRIES: Final = 65_536
 UNREADABLE_S: Final = 10.0
 """How long a topic whose last entry cannot be read is refused before that is looked at again."""
 UNREADABLE_LOGGED_S: Final = 60.0
@@ -48,6 +51,7 @@ unreadable_entries = Counter("trunkline_log_unreadable_total", "Entries of logs 
 _decode_entry = msgspec.msgpack.Decoder(Entry).decode
 _written = log_appends.labels("written")
 _failed = log_appends.labels("failed")
+_left = drops.labels("subscriptions", "log: opening entry that was to be removed")
 
 log = get_logger(__name__)
 
@@ -104,6 +108,8 @@ class TopicLog:
         self._openings: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(OPENING_AT_ONCE))
         self._readings = asyncio.Semaphore(READING_AT_ONCE)
         self._unreadable: dict[str, _Unreadable] = {}
+        self._spent: deque[tuple[Topic, int]] = deque()
+        self._removing = False
         self._ensured: set[str] = set()
         self._clock = asyncio.get_running_loop().time
         self._written = 0
@@ -145,7 +151,8 @@ class TopicLog:
             self._written += 1
             if not self._written % MEASURED:
                 log_append_seconds.observe(self._clock() - started_at)
-            topic.appended(outcome)
+            if spent := topic.appended(outcome):
+                self._remove(topic, spent)
         self._progressed(topic)
         if topic.unsettled or not topic.open:
             self.advance(topic)
@@ -206,7 +213,37 @@ class TopicLog:
         opening = topic.loaded(loaded)
         sequence = await self._streams.append(subject, opening, expected_last=topic.sequence)
         await self._check_claim(topic.partition)
-        topic.opened(sequence)
+        if spent := topic.opened(sequence):
+            self._remove(topic, spent)
+
+    def _remove(self, topic: Topic, sequence: int) -> None:
+        """Removes an opening entry that has done its work, soon: it only takes the place of a publication."""
+        if len(self._spent) < SPENT_ENTRIES:
+            self._spent.append((topic, sequence))
+            if not self._removing:
+                self._removing = True
+                self._tasks.start(self._remove_spent(), "remove opening entries")
+        else:
+            _left.inc()
+
+    async def _remove_spent(self) -> None:
+        try:
+            while self._spent:
+                batch = [self._spent.popleft() for _ in range(min(REMOVED_AT_ONCE, len(self._spent)))]
+                await asyncio.gather(
+                    *(
+                        self._streams.remove(self._subjects.log_stream(topic.namespace.log_class)[0], sequence)
+                        for topic, sequence in batch
+                        if topic.open  # or the sequence may be that of something else, in a stream that was made anew
+                    )
+                )
+        except TrunklineError as error:
+            # They stay, and do no harm unless there are more than `SPARE_ENTRIES` of a topic.
+            log.warning("opening entries could not be removed", error=str(error), left=len(self._spent) + 1)
+            _left.inc(len(self._spent) + 1)
+            self._spent.clear()
+        finally:
+            self._removing = False
 
     async def _check_claim(self, partition: int) -> None:
         if not await self._is_claimed(partition):

@@ -68,7 +68,8 @@ class Entry(msgspec.Struct, array_like=True):
     nonce: str
     publications: list[Logged]
     previous: int = 0
-    """The stream sequence of the topic's entry before this one; 0: there was none."""
+    """The stream sequence of the last entry with publications before this one; 0: there was none. Opening entries are left
+    out, since they are removed when another entry has come after them."""
     resume_token: bytes | None = None
     """That of the last publication up to here that came with one. Each entry repeats it, so that it does not expire while
     the topic has a log."""
@@ -153,6 +154,7 @@ class Topic:
         "_doubt",
         "_in_flight",
         "_keys",
+        "_link",
         "_sequence",
         "_tail_bytes",
         "_waiting",
@@ -212,6 +214,7 @@ class Topic:
         """Where its log is, once the shell has worked that out."""
         self._tail_bytes = 0
         self._sequence = 0
+        self._link = 0  # the last entry with publications
         self._waiting: list[_Waiting] = []  # an empty deque has 760 bytes, and there may be a million topics
         self._waiting_bytes = 0
         self._waiting_keys: dict[str, _Waiting] = {}
@@ -242,7 +245,7 @@ class Topic:
     @property
     def known_sequence(self) -> int:
         """The entries after this one must be read before the topic can be opened again; 0 if it never was open."""
-        return self._sequence if self._doubt is None else self._doubt[0].previous
+        return self._sequence if self._doubt is None else max(1, self._doubt[0].previous)
 
     # ------------------------------------------------------------------ publishing
 
@@ -309,7 +312,7 @@ class Topic:
             self.offset + 1,
             new_nonce(),
             [Logged(waiting.data, waiting.key, waiting.exclude) for waiting in group],
-            self._sequence,
+            self._link,
             self._token_after(group),
         )
         self._in_flight = (entry, group)
@@ -325,13 +328,24 @@ class Topic:
         """Whether this may be in the log already, in entries that were not read."""
         return waiting.key is not None and not waiting.fresh and not self.tail_complete
 
-    def appended(self, sequence: int) -> None:
-        """Notes that the entry in flight is in the log: its publications have positions, and are due."""
+    def appended(self, sequence: int) -> int:
+        """Notes that the entry in flight is in the log: its publications have positions, and are due.
+
+        Returns the sequence of the opening entry before it, which has done its work and only takes the place of a
+        publication; 0: there was none.
+        """
         assert self._in_flight is not None
         _, group = self._in_flight
         self._in_flight = None
-        self._sequence = sequence
+        spent = self._spent
+        self._sequence = self._link = sequence
         self._commit(group)
+        return spent
+
+    @property
+    def _spent(self) -> int:
+        """The last entry, when another one comes after it."""
+        return self._sequence if self._sequence != self._link else 0
 
     def doubted(self) -> None:
         """Notes that an append failed or that its outcome is unknown: the topic must be opened again."""
@@ -347,7 +361,9 @@ class Topic:
         """
         self._sequence = loaded.sequence
         last = loaded.entries[-1] if loaded.entries else None
+        self._link = 0
         if last is not None:
+            self._link = loaded.sequence if last.publications else last.previous
             self.resume_token = last.resume_token
         epoch = new_epoch() if last is None else last.epoch
         known = epoch == self.epoch
@@ -358,7 +374,7 @@ class Topic:
             if entry.epoch == epoch:
                 self._take_over(entry, due=known, complete=loaded.complete)
         self._clear_doubt(loaded.entries)
-        return encode(Entry(VERSION, self.epoch, self.offset + 1, new_nonce(), [], self._sequence, self.resume_token))
+        return encode(Entry(VERSION, self.epoch, self.offset + 1, new_nonce(), [], self._link, self.resume_token))
 
     def _clear_doubt(self, entries: Sequence[Entry]) -> None:
         if self._doubt is None:
@@ -409,14 +425,19 @@ class Topic:
         """Whether the log may have the publication at `offset` though `tail` has not: then it is worth reading."""
         return not self.tail_complete and 0 < offset <= self.offset - len(self.tail)
 
-    def opened(self, sequence: int) -> None:
-        """Notes that the opening entry is in the log: no other owner can write, and what was in doubt was not written."""
+    def opened(self, sequence: int) -> int:
+        """Notes that the opening entry is in the log: no other owner can write, and what was in doubt was not written.
+
+        Returns the sequence of an opening entry right before it, like `appended`.
+        """
+        spent = self._spent
         self._sequence = sequence
         self.open = True
         if self._doubt is not None:
             self._waiting[:0] = self._doubt[1]
             self._doubt = None
         self._settle_known()
+        return spent
 
     def _settle_known(self) -> None:
         waiting, self._waiting = self._waiting, []
