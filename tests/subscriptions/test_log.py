@@ -20,10 +20,11 @@ from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks
 from trunkline.shared.topics import partition_of
 from trunkline.subscriptions.declared import SPARE_ENTRIES
+from trunkline.subscriptions.entries import TAIL_BYTES, Past
+from trunkline.subscriptions.entries import Entry as TopicEntry
 from trunkline.subscriptions.log import ENTRIES_AT_OPENING, OPENING_AT_ONCE, UNREADABLE_S, TopicLog
 from trunkline.subscriptions.namespace import Namespace
-from trunkline.subscriptions.topic import TAIL_BYTES, Past, Topic
-from trunkline.subscriptions.topic import Entry as TopicEntry
+from trunkline.subscriptions.topic import Topic
 
 NAME = "room.1"
 LOGGED = Namespace(100, 600.0)

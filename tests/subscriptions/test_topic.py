@@ -14,9 +14,10 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import partition_of
 from trunkline.shared.wire import Publication
+from trunkline.subscriptions.entries import IDEMPOTENCY_KEYS, TAIL_BYTES, Entry
 from trunkline.subscriptions.log import ENTRIES_AT_OPENING
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
-from trunkline.subscriptions.topic import IDEMPOTENCY_KEYS, TAIL_BYTES, WAITING_BYTES, Entry, Topic
+from trunkline.subscriptions.topic import WAITING_BYTES, Topic
 
 NAME = "room.1"
 HISTORY = 30

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from trunkline.subscriptions.declared import SPARE_ENTRIES
+from trunkline.subscriptions.entries import Entry, Loaded
 from trunkline.subscriptions.log import ENTRIES_AT_OPENING, ENTRIES_AT_REOPENING
-from trunkline.subscriptions.topic import Entry, Loaded, Topic
+from trunkline.subscriptions.topic import Topic
 
 __all__ = ["Log"]
 

@@ -20,8 +20,9 @@ from trunkline.shared.streams import FencedError, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s
 from trunkline.subscriptions.declared import SPARE_ENTRIES, log_stream
+from trunkline.subscriptions.entries import Entry, Loaded, Past
 from trunkline.subscriptions.namespace import Namespace
-from trunkline.subscriptions.topic import Entry, Loaded, Past, Topic
+from trunkline.subscriptions.topic import Topic
 
 __all__ = ["TopicLog"]
 
