@@ -12,6 +12,7 @@ from trunkline.shared.errors import TrunklineError
 from trunkline.shared.metrics import drops
 from trunkline.shared.subjects import Subjects
 from trunkline.subscriptions.presences import Presences
+from trunkline.subscriptions.sending import send
 
 __all__ = ["Announcer"]
 
@@ -52,8 +53,4 @@ class Announcer:
                 drops.labels("subscriptions", f"presence event: {error.code}").inc()
 
     def _send(self, messages: Iterable[tuple[str, bytes]]) -> None:
-        for edge_id, payload in messages:
-            try:
-                self._bus.publish(self._subjects.changes(edge_id), payload)
-            except TrunklineError as error:
-                drops.labels("subscriptions", f"presence change: {error.code}").inc()
+        send(self._bus, self._subjects.changes, messages, "presence change")

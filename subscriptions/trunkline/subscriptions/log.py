@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -336,6 +336,14 @@ class TopicLog:
         if last is not None and read < wanted <= last.sequence:
             raise TrunklineError(ErrorCode.UNAVAILABLE, "a replica that lags behind has answered")
         return past
+
+    async def declare(self, namespaces: Iterable[Namespace]) -> None:
+        """Makes the streams before topics need them. What fails here is tried again when a topic is opened."""
+        for namespace in namespaces:
+            try:
+                await self.ensure(namespace)
+            except TrunklineError as error:
+                log.warning("the stream of a namespace is not as it should be", error=str(error))
 
     async def ensure(self, namespace: Namespace) -> None:
         """Creates the stream of a namespace if it does not exist, and mends it if it differs. Raises `TrunklineError`."""

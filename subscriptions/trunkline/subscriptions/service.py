@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -23,15 +22,14 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.health import HealthServer
 from trunkline.shared.lifecycle import Register
 from trunkline.shared.logs import get_logger
-from trunkline.shared.manifest import BUCKET, read_manifests
+from trunkline.shared.manifest import Manifest
 from trunkline.shared.memory import release_memory
 from trunkline.shared.metrics import drops
-from trunkline.shared.presence import Members, ReadPresence
 from trunkline.shared.processes import answer_roll_call
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
-from trunkline.shared.tasks import Tasks, backoff_s, every, fail_with
+from trunkline.shared.tasks import Tasks, every, fail_with
 from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.announcing import Announcer
 from trunkline.subscriptions.bridges import Bridges
@@ -41,9 +39,12 @@ from trunkline.subscriptions.gateway import Gateway
 from trunkline.subscriptions.hosted import HostedApp
 from trunkline.subscriptions.inspecting import Inspector
 from trunkline.subscriptions.log import TopicLog
+from trunkline.subscriptions.manifests import Manifests
 from trunkline.subscriptions.namespace import Namespaces
 from trunkline.subscriptions.owner import Owner
 from trunkline.subscriptions.ownership import Ownership
+from trunkline.subscriptions.requests import Requests
+from trunkline.subscriptions.sending import Sender, send
 from trunkline.subscriptions.sessions import Sessions
 from trunkline.subscriptions.settings import SubscriptionSettings
 from trunkline.subscriptions.topic import Settle, Topic
@@ -72,13 +73,10 @@ log = get_logger(__name__)
 publications = Counter("trunkline_publications_total", "Publications that were given a position.")
 topics_owned = Gauge("trunkline_topics_owned", "Topics in the memory of their owner.")
 edges_attached = Gauge("trunkline_edges_attached", "Edges that get publications from this owner.")
-fan_batches = Counter("trunkline_fan_batches_total", "Messages with publications sent to edges.")
 
 requests_given_up = drops.labels(ROLE, "owner: requests that waited for the log of a topic")
 
 _decode_notice = msgspec.msgpack.Decoder(wire.Notice).decode
-_decode_requests = msgspec.msgpack.Decoder(wire.Requests).decode
-_decode_topic_request = msgspec.msgpack.Decoder(wire.TopicRequest).decode
 
 
 class SubscriptionService:
@@ -132,6 +130,9 @@ class SubscriptionService:
             self._publish,
             lambda: self._ownership.trusted,
         )
+        self._manifests = Manifests(self._bus, self._subjects, self._tasks, self._learn)
+        self._sender = Sender(self._bus, self._subjects, lambda: self._owner.take_due(), settings.fan_interval_s)
+        self._requests: Requests
         self._functions: Functions
         self._sessions: Sessions
         self._function_tasks = Tasks("functions", fail)
@@ -140,7 +141,6 @@ class SubscriptionService:
         self._log: TopicLog
         self._outsiders: Subscription | None = None
         self._subscriptions: dict[int, list[Subscription]] = {}
-        self._flushed_at = 0.0
         self._forgotten = self._released = 0
         self._loop = asyncio.get_running_loop()
 
@@ -178,7 +178,7 @@ class SubscriptionService:
             entry_bytes=entry_bytes,
         )
         self._owner = Owner(
-            self._schedule_flush,
+            self._sender.schedule,
             self._log.advance,
             self._namespaces.of,
             max_payload=self._bus.max_payload,
@@ -201,13 +201,20 @@ class SubscriptionService:
         )
         self._functions.start(self._owner)
         self._announcer = Announcer(self._bus, self._subjects, self._owner.presences, lambda: self._ownership.trusted)
+        self._requests = Requests(
+            self._owner,
+            self._answerer,
+            self._sender.flush,
+            self._announcer.tell_services,
+            lambda: self._ownership.trusted,
+        )
         self.undertaker.on_gone.append(self._owner.gone)
         self._sessions.start()
         self.undertaker.on_gone.append(self._sessions.edge_gone)
         self._bus.on_reconnect.append(self._back)
         await self._bus.subscribe(self._subjects.edges, self._on_notice)
         await self._bus.flush()
-        await self._read_manifests()
+        await self._manifests.read()
         self._tasks.start(every(SWEEP_S, self._sweep), "sweep", essential=True)
         self._tasks.start(every(CHANGES_S, self._announcer.tell), "tell of presence", essential=True)
         await self._ownership.start(START_S)
@@ -256,7 +263,7 @@ class SubscriptionService:
         self._sessions.gain(terms)
         for partition in terms:
             self._subscriptions[partition] = [
-                await self._bus.subscribe(self._subjects.partition(partition), self._on_requests),
+                await self._bus.subscribe(self._subjects.partition(partition), self._requests.receive),
                 await self._bus.subscribe(self._subjects.session(partition), self._sessions.receive),
             ]
         await self._bus.flush()
@@ -277,7 +284,7 @@ class SubscriptionService:
             waiting = [topic for topic in waiting if self._owner.is_unsettled(topic)]
         self._owner.presences.hand_over(partitions)
         self._announcer.tell_services()
-        self._flush()
+        self._sender.flush()
         self._answerer.flush()
         self._caller.flush()
         await self._bus.flush()
@@ -311,99 +318,23 @@ class SubscriptionService:
         self._sessions.back()
         if self._owner.terms:
             self._announce(self._owner.terms)
-        self._tasks.start(self._read_manifests_again(), "read the manifests")
+        self._manifests.changed()
 
     def _progressed(self, topic: Topic) -> None:
         self._owner.progressed(topic)
 
-    # ------------------------------------------------------------------ namespaces
-
     def _on_notice(self, message: Message) -> None:
         if isinstance(_decode_notice(message.data).body, wire.NewManifest):
-            self._tasks.start(self._read_manifests_again(), "read the manifests")
+            self._manifests.changed()
 
-    async def _read_manifests_again(self) -> None:
-        """Tries until it succeeds: what has history must never be taken for ephemeral because of one lost answer."""
-        attempt = 0
-        while True:
-            try:
-                return await self._read_manifests()
-            except TrunklineError as error:
-                log.warning("the manifests could not be read yet", code=error.code, attempt=attempt)
-            await asyncio.sleep(backoff_s(attempt, base_s=0.1, most_s=2.0))
-            attempt += 1
-
-    async def _read_manifests(self) -> None:
-        """Learns which topics have history. Topics that exist keep the namespace that they have."""
-        bucket = await self._bus.bucket(self._subjects.bucket(BUCKET))
-        manifests = list(await read_manifests(bucket))
+    def _learn(self, manifests: Sequence[Manifest]) -> None:
+        """Learns what topics keep. Topics that exist keep the namespace that they have."""
         presence_changed = self._namespaces.replace(manifests)
         self._owner.forget_unused_ephemeral()
         self._functions.expect(manifests)
         if presence_changed and (again := self._owner.disagreeing_about_presence()):
             self._announce({partition: self._owner.terms[partition] for partition in again})
-        self._tasks.start(self._declare(), "declare streams")
-
-    async def _declare(self) -> None:
-        """Makes the streams before topics need them. What fails here is tried again when a topic is opened."""
-        for namespace in self._namespaces.logged():
-            try:
-                await self._log.ensure(namespace)
-            except TrunklineError as error:
-                log.warning("the stream of a namespace is not as it should be", error=str(error))
-
-    # ------------------------------------------------------------------ requests
-
-    def _on_requests(self, message: Message) -> None:
-        trusted = self._ownership.trusted
-        for request in _decode_requests(message.data).items:
-            settle = partial(self._settle, message.reply, request.id)
-            try:
-                if not trusted:
-                    raise TrunklineError(ErrorCode.UNAVAILABLE, "this owner may have been replaced; try again")
-                self._handle(self._owner, _decode_topic_request(request.body), settle)
-            except TrunklineError as error:
-                settle(error)
-            except msgspec.MsgspecError as error:
-                settle(wire.decode_error(error, "topic request"))
-        self._announcer.tell_services()
-
-    def _settle(self, reply: str, request_id: int, outcome: msgspec.Struct | TrunklineError | None) -> None:
-        if isinstance(outcome, TrunklineError):
-            self._answerer.fail(reply, request_id, outcome)
-        else:
-            self._answerer.answer(reply, request_id, wire.NOTHING if outcome is None else wire.result(outcome))
-
-    def _handle(
-        self,
-        owner: Owner,
-        request: wire.TopicRequest,
-        settle: Callable[[msgspec.Struct | TrunklineError | None], None],
-    ) -> None:
-        match request:
-            case wire.Publish():
-                owner.publish(request.topic, request.data, request.key, settle, fresh=request.fresh, exclude=request.exclude)
-            case wire.Attach():
-                if owner.is_due(request.topic):
-                    # What has an offset up to the position of the answer must be on its way before the answer is.
-                    self._flush()
-                owner.attach(request.topic, request.edge_id, settle)
-            case wire.Since():
-                owner.since(request.topic, request.position, settle)
-            case wire.History():
-                owner.history(request.topic, request, settle)
-            case wire.Detach():
-                owner.detach(request.topic, request.edge_id)
-                settle(None)
-            case wire.Release():
-                owner.release(request.partition, request.edge_id)
-                settle(None)
-            case Members():
-                settle(owner.presences.tell(request))
-            case ReadPresence():
-                settle(owner.presences.read(request))
-            case wire.Hold():
-                settle(owner.hold(request.partition, request.edge_id))
+        self._tasks.start(self._log.declare(self._namespaces.logged()), "declare streams")
 
     def _publish(self, topic: str, data: bytes, key: str | None, settle: Settle) -> None:
         if partition_of(check_topic(topic)) in self._subscriptions and self._ownership.trusted:
@@ -411,29 +342,7 @@ class SubscriptionService:
         else:
             self._forwarder.publish(topic, data, key, settle)
 
-    # ------------------------------------------------------------------ fan-out
-
-    def _schedule_flush(self) -> None:
-        wait_s = self._flushed_at + self._settings.fan_interval_s - self._loop.time()
-        if wait_s <= 0:
-            self._loop.call_soon(self._flush)
-        else:
-            self._loop.call_later(wait_s, self._flush)
-
-    def _flush(self) -> None:
-        self._flushed_at = self._loop.time()
-        fan_batches.inc(self._send(self._subjects.fan, self._owner.take_due()))
-
-    def _send(self, subject_of: Callable[[str], str], messages: Iterable[tuple[str, bytes]]) -> int:
-        sent = 0
-        for edge_id, payload in messages:
-            try:
-                self._bus.publish(subject_of(edge_id), payload)
-            except TrunklineError as error:
-                # The edges see the gap in the offsets, or the next position, and tell their clients.
-                drops.labels(ROLE, f"fan-out: {error.code}").inc()
-            sent += 1
-        return sent
+    # ------------------------------------------------------------------ sweeping
 
     def _release_memory(self) -> None:
         """Once many topics have left the memory, and no more do."""
@@ -451,7 +360,7 @@ class SubscriptionService:
         for edge_id in owner.sweep(edge_timeout_s=self._settings.edge_timeout_s, topic_idle_s=self._settings.topic_idle_s):
             log.warning("an edge is silent and gets no more publications", edge_id=edge_id)
         self._release_memory()
-        self._send(self._subjects.tops, owner.tops(ACTIVE_S))
+        send(self._bus, self._subjects.tops, owner.tops(ACTIVE_S), "fan-out")
         self._announcer.tell_versions()
         self._log.count()
         publications.inc(owner.published)
