@@ -141,11 +141,16 @@ SERVICE = """
 import asyncio, sys, time
 from pathlib import Path
 from trunkline.shared import logs
+from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.tasks import Tasks, fail_with, run_service
 
+def away():
+    raise TrunklineError(ErrorCode.UNAVAILABLE, "JetStream does not answer in time")
+
 class Service:
     instance = "i1"
+    started = 0
     addresses = {{"url": "http://127.0.0.1:1"}}
 
     def __init__(self):
@@ -153,6 +158,7 @@ class Service:
         self.tasks = Tasks("service", fail_with(self.failed))
 
     async def start(self):
+        Service.started += 1
         {start}
 
     async def stop(self):
@@ -160,15 +166,17 @@ class Service:
         {stop}
 
 logs.configure("test", format="json", stream=sys.stdout)
-settings = CommonSettings(stop_timeout_s={timeout_s}, ready_file=Path(sys.argv[1]))
+settings = CommonSettings(stop_timeout_s={timeout_s}, nats_wait_s={wait_s}, ready_file=Path(sys.argv[1]))
 sys.exit(0 if run_service(Service, settings) else 1)
 """
 
 
 class Process:
-    def __init__(self, directory: Path, start: str = "pass", stop: str = "pass", timeout_s: float = 20.0) -> None:
+    def __init__(
+        self, directory: Path, start: str = "pass", stop: str = "pass", timeout_s: float = 20.0, wait_s: float = 60.0
+    ) -> None:
         self.ready_file = directory / "ready.json"
-        source = SERVICE.format(start=start, stop=stop, timeout_s=timeout_s)
+        source = SERVICE.format(start=start, stop=stop, timeout_s=timeout_s, wait_s=wait_s)
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(source), str(self.ready_file)],
             stdout=subprocess.PIPE,
@@ -276,3 +284,31 @@ def test_second_signal_ends_the_process_at_once(tmp_path: Path, processes: list[
     os.kill(process.process.pid, signal.SIGTERM)
     code, _ = process.end()
     assert code == -signal.SIGTERM
+
+
+def test_start_waits_for_a_broker_that_has_just_begun(tmp_path: Path, processes: list[Process]) -> None:
+    """A cluster of NATS has no leader for its first seconds, and every role ended with code 4 after 5 s."""
+    processes.append(process := Process(tmp_path, "Service.started > 2 or away()"))
+    process.wait_ready()
+    process.process.send_signal(signal.SIGTERM)
+    code, output = process.end()
+    assert code == 0
+    assert output.count("JetStream does not answer in time") == 2, "what it waited for"
+    assert [line for line in output.splitlines() if line == "stop"] == ["stop"] * 3, "each one that was created"
+
+
+def test_start_waits_no_longer_than_it_was_told(tmp_path: Path, processes: list[Process]) -> None:
+    processes.append(process := Process(tmp_path, "print('start', flush=True); away()", wait_s=0.3))
+    code, output = process.end()
+    assert code == 1
+    lines = output.splitlines()
+    assert lines.count("start") == lines.count("stop") >= 1
+    assert "unavailable: JetStream does not answer in time" in output
+
+
+def test_signal_while_it_waits_for_the_broker_ends_it_cleanly(tmp_path: Path, processes: list[Process]) -> None:
+    processes.append(process := Process(tmp_path, "away()"))
+    process.wait_output("waiting for NATS")
+    process.process.send_signal(signal.SIGTERM)
+    code, _ = process.end()
+    assert code == 0

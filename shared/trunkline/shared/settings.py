@@ -66,6 +66,9 @@ class CommonSettings(BaseSettings):
     )
     nats_certificate: Path | None = Field(None, description="file with a certificate for NATS, if it asks for one")
     nats_key: Path | None = Field(None, description="file with the key of nats_certificate")
+    nats_wait_s: float = Field(
+        30.0, ge=0, description="seconds that a start waits for NATS, and for the leader of its JetStream; 0: one try"
+    )
     prefix: str = Field(
         "trunkline",
         pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",

@@ -39,6 +39,8 @@ _FULL: Final = frozenset({10047, 10077})
 _MESSAGE_TOO_LARGE: Final = 10054
 _TOO_MANY_REQUESTS: Final = 429
 _NOT_NOW: Final = 503
+_NO_PEERS: Final = 10005
+"""Too few nodes for its replicas, which is how a cluster begins."""
 
 
 class FencedError(TrunklineError):
@@ -184,6 +186,6 @@ def raise_refused(error: Refusal | None, what: str) -> None:
     """Raises what a refused declaration raises; `what` was to be declared."""
     if error is None:
         return
-    if error.code == _NOT_NOW:  # no leader, for example
+    if error.code == _NOT_NOW or error.err_code == _NO_PEERS:  # no leader, for example
         raise unavailable(f"{what}: {error.description}")
     raise TrunklineError(ErrorCode.INTERNAL, f"{what} cannot be had as wanted: {error.description}")

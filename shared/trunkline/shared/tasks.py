@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import uvloop
 
 from trunkline.shared import logs, metrics
+from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.settings import CommonSettings
 
 __all__ = ["Fail", "Service", "TaskEndedError", "Tasks", "backoff_s", "every", "fail_with", "run_service"]
@@ -155,7 +156,8 @@ def run_service(create: Callable[[], Service], settings: CommonSettings) -> bool
 
     The last thing a process does: `create` is called in a new event loop (uvloop). The first signal starts
     `stop`. When its time is up the process ends at once, with code 1, even if the event loop is blocked; so
-    does a second signal. What `start` raises or `failed` gets is raised here, after `stop`.
+    does a second signal. What `start` raises or `failed` gets is raised here, after `stop`; but a `start` that finds the
+    broker away (`UNAVAILABLE`) is stopped, created anew and started again until `nats_wait_s` are over.
 
     Once the service has started, the file `ready_file` has `{"pid": …, "addresses": {…}}`, in one step.
     """
@@ -177,14 +179,10 @@ async def _run(create: Callable[[], Service], settings: CommonSettings) -> bool:
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, request_stop, each)
 
-    service = create()
-    logs.identify(service.instance)
-    metrics.identify(settings.role, service.instance)
-    starting = loop.create_task(service.start(), name="start")
+    service, starting = await _begin(create, settings, stopping)
     stopped = False
     try:
-        await asyncio.wait({starting, stopping, service.failed}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
+        if starting.done() and not stopping.done():
             starting.result()
             _calm_garbage_collector()
             if settings.ready_file is not None:
@@ -203,6 +201,38 @@ async def _run(create: Callable[[], Service], settings: CommonSettings) -> bool:
         await asyncio.wait({starting})
         stopped = await _stop(service, settings.stop_timeout_s)
     return stopped
+
+
+async def _begin(
+    create: Callable[[], Service], settings: CommonSettings, stopping: asyncio.Future[None]
+) -> tuple[Service, asyncio.Task[None]]:
+    """Returns a service, and its start: it has ended, or there is another reason to stop.
+
+    A broker that is not there yet, or has no leader yet, is waited for: what is started together, such as a cluster of NATS
+    after a blackout, comes up in any order.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + settings.nats_wait_s
+    attempt = 0
+    while True:
+        service = create()
+        logs.identify(service.instance)
+        metrics.identify(settings.role, service.instance)
+        starting = loop.create_task(service.start(), name="start")
+        await asyncio.wait({starting, stopping, service.failed}, return_when=asyncio.FIRST_COMPLETED)
+        error = starting.exception() if starting.done() else None
+        if not isinstance(error, TrunklineError) or error.code != ErrorCode.UNAVAILABLE.code:
+            return service, starting
+        pause_s = backoff_s(attempt, base_s=0.25, most_s=2.0)
+        left_s = deadline - loop.time() - pause_s
+        if left_s < 0 or stopping.done():
+            return service, starting
+        log.warning("waiting for NATS, to start again", error=error.message, gives_up_in_s=round(left_s, 1))
+        await asyncio.wait({stopping}, timeout=pause_s)
+        if stopping.done():
+            return service, starting
+        await _stop(service, settings.stop_timeout_s)
+        attempt += 1
 
 
 def _calm_garbage_collector() -> None:

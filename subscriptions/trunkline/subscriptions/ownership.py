@@ -28,7 +28,7 @@ from prometheus_client import Counter, Gauge
 
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
-from trunkline.shared.errors import TrunklineError
+from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.streams import FencedError, Streams
 from trunkline.shared.subjects import Subjects
@@ -140,13 +140,20 @@ class Ownership:
     # ------------------------------------------------------------------ life
 
     async def start(self, timeout_s: float) -> None:
-        """Returns when every partition has a living owner. Raises `TimeoutError`."""
+        """Returns when every partition has a living owner. Raises `TrunklineError(UNAVAILABLE)` if that takes too long."""
         await self._bus.subscribe(self._beats, self._heard)
         self._tasks.start(every(self._beat_s, self._beat), "beats", essential=True)
         self._tasks.start(self._run(), "claims", essential=True)
         self._beat()
-        async with asyncio.timeout(timeout_s), self._stepped:
-            await self._stepped.wait_for(lambda: self._verified and not self.ownerless)
+        try:
+            async with asyncio.timeout(timeout_s), self._stepped:
+                await self._stepped.wait_for(lambda: self._verified and not self.ownerless)
+        except TimeoutError:
+            raise TrunklineError(
+                ErrorCode.UNAVAILABLE,
+                f"not every partition has an owner after {timeout_s:.0f} s: "
+                f"the claims in the stream {self._stream} cannot be read or written",
+            ) from None
 
     async def stop(self, timeout_s: float) -> bool:
         """Hands over everything, so that the other instances need not wait for our silence. False if that takes too long."""
