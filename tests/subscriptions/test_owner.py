@@ -13,8 +13,9 @@ from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import PARTITIONS, partition_of
+from trunkline.subscriptions.batches import ENVELOPE_BYTES
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
-from trunkline.subscriptions.owner import ENVELOPE_BYTES, SWEEP_TOPICS, Owner, check_json
+from trunkline.subscriptions.owner import SWEEP_TOPICS, Owner, check_json
 from trunkline.subscriptions.topic import Topic
 from trunkline.subscriptions.waiters import WAITS_S
 

@@ -20,6 +20,7 @@ from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import check_topic, partition_of
+from trunkline.subscriptions.batches import ENVELOPE_BYTES, encode_batches, pack_batches, pack_tops
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 from trunkline.subscriptions.presences import Presences
 from trunkline.subscriptions.topic import Settle, Topic
@@ -27,11 +28,7 @@ from trunkline.subscriptions.waiters import Waiters
 
 __all__ = ["Owner", "check_json"]
 
-ENVELOPE_BYTES: Final = 1024
-"""Room for the envelope around the largest publication."""
-
 CONNECTION_ID_CHARACTERS: Final = 128
-TOPS_AT_ONCE: Final = 1000
 SWEEP_TOPICS: Final = 2000
 SWEEPS: Final = 30
 PRESENCE_BYTES: Final = 64 * 1024 * 1024
@@ -320,43 +317,18 @@ class Owner:
         A topic's publications are encoded once, whatever the number of edges.
         """
         due, self._due = self._due, []
-        limit = self._max_payload - ENVELOPE_BYTES // 2
         by_edge: dict[str, list[bytes]] = {}
         for topic in due:
             topic.due = False
-            parts = self._encode(topic, limit)
-            for edge_id in topic.edges if parts else ():
-                by_edge.setdefault(edge_id, []).extend(parts)
-        for edge_id, parts in by_edge.items():
-            group: list[msgspec.Raw] = []
-            size = 0
-            for part in parts:
-                if group and size + len(part) > limit:
-                    yield edge_id, wire.encode(wire.FanOut(wire.VERSION, group))
-                    group, size = [], 0
-                group.append(msgspec.Raw(part))
-                size += len(part)
-            yield edge_id, wire.encode(wire.FanOut(wire.VERSION, group))
-
-    def _encode(self, topic: Topic, limit: int) -> list[bytes]:
-        parts: list[bytes] = []
-        group: list[wire.Publication] = []
-        size = 0
-        term = self.terms[topic.partition]
-        pending = topic.take_pending()
-        if not pending:  # the topic has another epoch since it became due
-            return parts
-        for publication in pending:
-            more = len(publication.data) + 16
-            if publication.exclude is not None:
-                more += len(publication.exclude)
-            if group and (publication.offset != group[-1].offset + 1 or size + more > limit - ENVELOPE_BYTES // 2):
-                parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, term, group)))
-                group, size = [], 0
-            group.append(publication)
-            size += more
-        parts.append(wire.encode(wire.TopicBatch(topic.name, topic.epoch, term, group)))
-        return parts
+            pending = topic.take_pending()
+            if not pending:  # the topic has another epoch since it became due
+                continue
+            batches = encode_batches(topic.name, topic.epoch, self.terms[topic.partition], pending, self._max_payload)
+            for edge_id in topic.edges:
+                by_edge.setdefault(edge_id, []).extend(batches)
+        for edge_id, batches in by_edge.items():
+            for message in pack_batches(batches, self._max_payload):
+                yield edge_id, message
 
     # ------------------------------------------------------------------ sweeping
 
@@ -403,8 +375,8 @@ class Owner:
                 for edge_id in topic.edges:
                     by_edge.setdefault(edge_id, []).append(top)
         for edge_id, tops in by_edge.items():
-            for start in range(0, len(tops), TOPS_AT_ONCE):
-                yield edge_id, wire.encode(wire.Tops(wire.VERSION, tops[start : start + TOPS_AT_ONCE]))
+            for message in pack_tops(tops):
+                yield edge_id, message
 
     def forget_unused_ephemeral(self) -> None:
         """Forgets ephemeral topics that nobody hears or feeds: their namespace may have history now."""
