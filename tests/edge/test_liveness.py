@@ -11,7 +11,7 @@ from tests.support.nats import eventually
 
 from trunkline.edge.auth import Identity
 from trunkline.edge.connection import Connection
-from trunkline.edge.liveness import Liveness
+from trunkline.edge.liveness import Liveness, outbox_most, outbox_sum
 from trunkline.edge.protocols.plain import JSON
 from trunkline.edge.socket import Socket
 from trunkline.shared.errors import CloseCode
@@ -33,6 +33,7 @@ class SilentSocket:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.heard_at = clock.now
+        self.waiting_bytes = 0
         self.pinged_at: list[float] = []
         self.closed: tuple[int, float] | None = None
 
@@ -156,3 +157,23 @@ async def test_a_token_may_end_in_the_far_future(expires_at: float) -> None:
     await asyncio.sleep(0)
     assert socket.closed is None
     liveness.remove(watched)
+
+
+def test_what_waits_for_slow_clients_is_summed_as_they_are_looked_at() -> None:
+    clock = Clock()
+    liveness = watch(clock)
+    sockets = [SilentSocket(clock) for _ in range(50)]
+    for socket in sockets:
+        socket.waiting_bytes = 1000
+        liveness.add(connection(socket))
+    sockets[7].waiting_bytes = 70_000
+
+    def measured() -> list[float]:
+        for _ in range(round(PING_S)):
+            liveness.look()
+        return [next(iter(gauge.collect())).samples[0].value for gauge in (outbox_sum, outbox_most)]
+
+    assert measured() == [119_000, 70_000]
+    for socket in sockets:
+        socket.waiting_bytes = 0
+    assert measured() == [0, 0]

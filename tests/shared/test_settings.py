@@ -8,7 +8,7 @@ from typing import Self
 import pytest
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
-from trunkline.shared.settings import ROLES, CommonSettings, RoleSettings, SettingsError, print_settings
+from trunkline.shared.settings import ROLES, CommonSettings, RoleSettings, SettingsError, effective, print_settings
 
 
 class Example(RoleSettings, role="edge"):
@@ -169,6 +169,15 @@ def test_printed_settings_can_be_read_again_and_hide_secrets(directory: Path, mo
     (directory / "trunkline.toml").write_text(text, encoding="utf-8")
     assert tomllib.loads(text)["edge"] == {"port": 1, "origins": ["http://ü"]}
     assert Example.load().origins == ["http://ü"]
+
+
+def test_effective_settings_are_for_logs_and_hide_secrets() -> None:
+    values = effective(Example(secret=SecretStr("hunter2"), nats_url="nats://me:hunter2@host:4222", ready_file=Path("r")))
+    assert "hunter2" not in str(values)
+    assert values["secret"] == "***"
+    assert values["nats_url"] == "nats://me:***@host:4222"
+    assert (values["port"], values["ready_file"]) == (8080, "r")
+    assert "nats_password" not in values
 
 
 def test_nats_servers() -> None:

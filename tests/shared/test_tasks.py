@@ -152,6 +152,7 @@ class Service:
     instance = "i1"
     started = 0
     addresses = {{"url": "http://127.0.0.1:1"}}
+    server = "2.15.1"
 
     def __init__(self):
         self.failed = asyncio.get_running_loop().create_future()
@@ -226,8 +227,20 @@ def test_signal_stops_a_service_cleanly(tmp_path: Path, processes: list[Process]
     process.process.send_signal(number)
     code, output = process.end()
     assert code == 0
-    assert "stop" in output
+    assert "stop\n" in output
     assert not process.ready_file.exists()
+
+
+def test_a_start_is_one_line_of_the_log_with_all_that_is_in_effect(tmp_path: Path, processes: list[Process]) -> None:
+    processes.append(process := Process(tmp_path))
+    process.wait_ready()
+    process.process.send_signal(signal.SIGTERM)
+    _, output = process.end()
+    (line,) = [json.loads(each) for each in output.splitlines() if '"started"' in each]
+    assert (line["role"], line["instance"], line["server"]) == ("test", "i1", "2.15.1")
+    assert line["version"]
+    assert line["addresses"] == {"url": "http://127.0.0.1:1"}
+    assert line["settings"]["prefix"] == "trunkline"
 
 
 def test_failed_essential_task_ends_the_process_with_its_context(tmp_path: Path, processes: list[Process]) -> None:
@@ -254,7 +267,7 @@ def test_signal_during_start_cancels_it(tmp_path: Path, processes: list[Process]
     process.process.send_signal(signal.SIGTERM)
     code, output = process.end()
     assert code == 0
-    assert "stop" in output
+    assert "stop\n" in output
 
 
 def test_stop_that_takes_too_long_is_cut_off(tmp_path: Path, processes: list[Process]) -> None:
@@ -279,8 +292,7 @@ def test_second_signal_ends_the_process_at_once(tmp_path: Path, processes: list[
     processes.append(process := Process(tmp_path, stop="time.sleep(60)"))
     process.wait_ready()
     os.kill(process.process.pid, signal.SIGTERM)
-    process.wait_output("stop")
-    process.wait_output("stop")
+    process.wait_output("stop\n")
     os.kill(process.process.pid, signal.SIGTERM)
     code, _ = process.end()
     assert code == -signal.SIGTERM

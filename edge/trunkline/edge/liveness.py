@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 
+from prometheus_client import Gauge
+
 from trunkline.edge.connection import Connection
 from trunkline.shared.errors import CloseCode
 
-__all__ = ["Liveness"]
+__all__ = ["Liveness", "outbox_most", "outbox_sum"]
+
+outbox_sum = Gauge("trunkline_outbox_bytes", "Bytes that wait for clients, as each connection was last looked at.")
+outbox_most = Gauge("trunkline_outbox_most_bytes", "The most of these bytes that wait for one client.")
 
 
 class Liveness:
@@ -22,6 +27,8 @@ class Liveness:
         self._ping_s = ping_s
         self._pong_s = pong_s
         self._slots: list[set[Connection]] = [set() for _ in range(max(1, round(ping_s)))]
+        self._waiting: list[tuple[int, int]] = [(0, 0)] * len(self._slots)
+        """Of each slot, when it was last looked at: all bytes that waited for its clients, and the most for one."""
         self._pinged_at: dict[Connection, float] = {}
         self._next_add = 0
         self._next_look = 0
@@ -69,8 +76,17 @@ class Liveness:
                 del self._pinged_at[connection]
                 connection.close(CloseCode.NO_PONG, "no pong")
         self._next_look = (self._next_look + 1) % len(self._slots)
+        waiting_bytes = most_bytes = 0
         for connection in self._slots[self._next_look]:
             socket = connection.socket
-            if socket is not None and not connection.busy and now - socket.heard_at >= self._ping_s / 2:
+            if socket is None:
+                continue
+            if waits := socket.waiting_bytes:
+                waiting_bytes += waits
+                most_bytes = max(most_bytes, waits)
+            if not connection.busy and now - socket.heard_at >= self._ping_s / 2:
                 socket.ping()
                 self._pinged_at.setdefault(connection, now)
+        self._waiting[self._next_look] = (waiting_bytes, most_bytes)
+        outbox_sum.set(sum(total for total, _ in self._waiting))
+        outbox_most.set(max(most for _, most in self._waiting))

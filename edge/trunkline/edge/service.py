@@ -185,6 +185,11 @@ class EdgeService:
         """Where clients connect; health is served there, too."""
         return {"url": self._url, "health": self._url}
 
+    @property
+    def server(self) -> str:
+        """The version of the NATS server that this is connected to."""
+        return self._bus.server_release
+
     async def start(self) -> None:
         """Returns when clients can connect."""
         if self._settings.auth == "none":

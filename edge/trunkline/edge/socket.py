@@ -97,6 +97,11 @@ class Socket:
                     self.close_reason = str(message.extra or "")[:123] if kind is WSMsgType.CLOSE else ""
                 raise SocketClosed(self.close_code, self.close_reason)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What was written and the system has not taken yet, since the client reads too slowly."""
+        return self._transport.get_write_buffer_size()
+
     def write(self, frames: bytes) -> None:
         """Writes one frame or several, without waiting. If more than the limit waits already, closes with 3008."""
         if self.closing:

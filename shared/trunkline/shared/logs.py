@@ -117,6 +117,7 @@ def _for_people(_logger: object, _method: str, event: MutableMapping[str, Any]) 
     event["timestamp"] = datetime.now().time().isoformat("milliseconds")
     if event["logger"].startswith("trunkline."):
         del event["logger"]
+    event.pop("settings", None)  # `--print-settings` shows them better
     return event
 
 

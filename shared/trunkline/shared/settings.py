@@ -26,7 +26,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from trunkline.shared.logs import HIDDEN, LogFormat, LogLevel, redact
 
-__all__ = ["CommonSettings", "RoleSettings", "SettingsError", "as_variables", "print_settings"]
+__all__ = ["CommonSettings", "RoleSettings", "SettingsError", "as_variables", "effective", "print_settings"]
 
 PREFIX: Final = "TRUNKLINE_"
 FILE_VARIABLE: Final = "TRUNKLINE_CONFIG"
@@ -205,6 +205,19 @@ def print_settings(settings: CommonSettings) -> str:
             f"{shown}  # {settings.source(name)}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def effective(settings: CommonSettings) -> dict[str, Any]:
+    """All settings that have a value, for a line of the log. Secrets are hidden."""
+    values = settings.model_dump(mode="json", exclude_none=True)
+    return {
+        name: HIDDEN
+        if isinstance(getattr(settings, name), SecretStr)
+        else redact(value)
+        if isinstance(value, str)
+        else value
+        for name, value in values.items()
+    }
 
 
 class _Texts(EnvSettingsSource):

@@ -9,10 +9,12 @@ import gc
 import inspect
 import json
 import os
+import platform
 import random
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +22,7 @@ import uvloop
 
 from trunkline.shared import logs, metrics
 from trunkline.shared.errors import ErrorCode, TrunklineError
-from trunkline.shared.settings import CommonSettings
+from trunkline.shared.settings import CommonSettings, effective
 
 __all__ = ["Fail", "Service", "TaskEndedError", "Tasks", "backoff_s", "every", "fail_with", "run_service"]
 
@@ -144,6 +146,10 @@ class Service(Protocol):
         routes.
         """
 
+    @property
+    def server(self) -> str:
+        """After `start`: the version of the NATS server that it is connected to; empty if it has no connection."""
+
     async def start(self) -> None:
         """Return when the service does its job: connected, bound, ready. Raises what keeps it from that."""
 
@@ -185,6 +191,14 @@ async def _run(create: Callable[[], Service], settings: CommonSettings) -> bool:
         if starting.done() and not stopping.done():
             starting.result()
             _calm_garbage_collector()
+            log.info(
+                "started",
+                version=version("trunkline"),
+                python=platform.python_version(),
+                server=service.server,
+                addresses=dict(service.addresses),
+                settings=effective(settings),
+            )
             if settings.ready_file is not None:
                 _announce(settings.ready_file, service.addresses)
             await asyncio.wait({stopping, service.failed}, return_when=asyncio.FIRST_COMPLETED)

@@ -149,6 +149,11 @@ class SubscriptionService:
         """Where health and metrics are served."""
         return {"health": self._health.url}
 
+    @property
+    def server(self) -> str:
+        """The version of the NATS server that this is connected to."""
+        return self._bus.server_release
+
     async def start(self) -> None:
         """Loads the app, connects, and returns when every partition has an owner: this instance or another one.
 

@@ -30,6 +30,7 @@ from trunkline.workers.beats import Beats
 from trunkline.workers.events import Events
 from trunkline.workers.later import LaterService
 from trunkline.workers.lifecycle import EVENTS, LifecycleEvents
+from trunkline.workers.measuring import Measuring
 from trunkline.workers.runner import Runner
 from trunkline.workers.schedules import Schedules
 from trunkline.workers.settings import WorkerSettings
@@ -103,6 +104,11 @@ class WorkerService:
         """Where health and metrics are served."""
         return {"health": self._health.url}
 
+    @property
+    def server(self) -> str:
+        """The version of the NATS server that this is connected to."""
+        return self._bus.server_release
+
     async def start(self) -> None:
         """Loads the app, connects, and returns when calls are answered and the edges have been told.
 
@@ -134,6 +140,7 @@ class WorkerService:
         self._beats.start(routes)
         serves = sorted({(route.channel, route.pool) for route in routes})
         await answer_roll_call(self._bus, self._subjects, self.instance, self._reasons, lambda: {"serves": serves})
+        self._tasks.start(Measuring(self._streams, self._subjects).run(routes), "measure", essential=True)
         self._tasks.start(self._beats.run(), "beat", essential=True)
         self._subscriptions += await self._announcing.start(channels)
         self._tasks.start(self._announcing.run(), "compare manifests", essential=True)

@@ -71,6 +71,11 @@ class Supervisor:
         """`url` is the edge's, `nats` that of NATS."""
         return self._addresses
 
+    @property
+    def server(self) -> str:
+        """None: the processes are connected, this one is not."""
+        return ""
+
     async def start(self) -> None:
         """Return when everything is ready. Raises `Mistake` when something does not get there."""
         settings = self._settings

@@ -78,6 +78,11 @@ class Processes:
         """The processes that run now."""
         return [place.child.pid for place in self._places]
 
+    @property
+    def server(self) -> str:
+        """None: the processes are connected, this one is not."""
+        return ""
+
     async def start(self) -> None:
         """Return when all processes are ready. Raises `Mistake`, with the exit code of the first that ended."""
         try:
