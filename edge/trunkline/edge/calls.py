@@ -12,8 +12,11 @@ from prometheus_client import Counter
 from trunkline.edge.connection import Connection
 from trunkline.edge.load import Load, Pool
 from trunkline.shared import wire
+from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.metrics import drops
 from trunkline.shared.rpc import Caller
 from trunkline.shared.subjects import Subjects
+from trunkline.shared.wire import STATE_BYTES
 
 __all__ = ["Calls"]
 
@@ -21,6 +24,9 @@ GRACE_S: Final = 0.25
 """How much longer the edge waits than the worker, whose error says more."""
 
 refusals = Counter("trunkline_calls_refused_total", "Calls that a pool had no room for.", ["channel", "pool", "reason"])
+
+_unreadable = drops.labels("edge", "call: answer that cannot be read")
+_too_large = drops.labels("edge", "call: state over its limit")
 
 decode_result = msgspec.msgpack.Decoder(wire.CallResult).decode
 
@@ -98,6 +104,7 @@ class Calls:
             connection.identity.user,
             connection.identity.claims,
             message_id,
+            connection.trace,
         )
 
     async def run(
@@ -107,8 +114,20 @@ class Calls:
         return self.settle(connection, await self.start(connection, kind, route, payload, timeout_s, pool=pool))
 
     def settle(self, connection: Connection, answer: msgspec.Raw) -> wire.CallResult:
-        """Decodes an answer and takes its state over."""
-        result = decode_result(answer)
+        """Decodes an answer and takes its state over.
+
+        Raises `TrunklineError(INTERNAL)` for what no worker of ours sends, but one in another language may: an answer that
+        cannot be read, or a state of more than 4 KiB, which is not taken over.
+        """
+        try:
+            result = decode_result(answer)
+        except msgspec.MsgspecError as error:
+            _unreadable.inc()
+            raise TrunklineError(ErrorCode.INTERNAL, f"the worker's answer cannot be read: {error}") from None
         if result.state is not None:
+            if len(result.state) > STATE_BYTES:
+                _too_large.inc()
+                text = f"the state of a connection has at most {STATE_BYTES} bytes, and the worker's {len(result.state)}"
+                raise TrunklineError(ErrorCode.INTERNAL, text)
             connection.state = result.state
         return result

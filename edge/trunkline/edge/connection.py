@@ -80,6 +80,7 @@ class Connection:
         "state",
         "subscribing",
         "topics",
+        "trace",
     )
 
     def __init__(self, connection_id: str, channel: str, identity: Identity, adapter: Adapter, settled: bool) -> None:
@@ -94,6 +95,8 @@ class Connection:
         self.resumable: Resumable | None = None
         """Of a connection that can be resumed."""
         self.state = b""
+        self.trace: str | None = None
+        """The `traceparent` of its handshake (W3C Trace Context)."""
         self.topics: set[str] = set()
         self.subscribing: set[str] = set()
         """Topics whose subscription is under way."""

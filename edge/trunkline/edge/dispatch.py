@@ -171,18 +171,16 @@ class Dispatcher:
         connection.concurrent -= 1
         if future.cancelled():
             return
-        failure = future.exception()
-        if failure is None:
+        try:
             result = self._calls.settle(connection, future.result())
-            if connection.resumable is None or result.state is None:
-                self._reply(connection, incoming, result)
-            else:
-                self._tasks.start(self._save_and_reply(connection, incoming, result), "reply")
-        elif isinstance(failure, TrunklineError):
-            errors.labels(_label(failure)).inc()
-            connection.write(connection.adapter.error(incoming, failure))
+        except TrunklineError as error:
+            errors.labels(_label(error)).inc()
+            connection.write(connection.adapter.error(incoming, error))
+            return
+        if connection.resumable is None or result.state is None:
+            self._reply(connection, incoming, result)
         else:
-            raise failure
+            self._tasks.start(self._save_and_reply(connection, incoming, result), "reply")
 
     async def _save_and_reply(self, connection: Connection, incoming: Incoming, result: wire.CallResult) -> None:
         await self._save(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import Callable
 from typing import Final
@@ -55,6 +56,7 @@ STATUS: Final = {
 SECRETS: Final = frozenset({"token", "session"})
 """Query parameters that handlers do not see."""
 CLIENT_LEFT: Final = 499
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 PASSED_HEADERS: Final = ("User-Agent", "Accept-Language", "X-Forwarded-For", "X-Request-Id")
 
 accepted = Counter("trunkline_connections_accepted_total", "Connections that were opened.")
@@ -242,6 +244,7 @@ class Server:
                 MSGPACK if msgpack else JSON,
                 msgpack or chosen == JSON_SUBPROTOCOL,
             )
+            connection.trace = _trace_of(request)
             connection.limits = self._rates.new(manifest.rate.rate if manifest.rate else None)
             return connection
 
@@ -320,6 +323,12 @@ class Server:
             socket.close(CloseCode.INTERNAL, "internal error")
         finally:
             idle.set_result(None)
+
+
+def _trace_of(request: web.Request) -> str | None:
+    """The `traceparent` of the header or, since browsers cannot set headers, of the query. One that is none is ignored."""
+    trace = request.headers.get("traceparent") or request.query.get("traceparent")
+    return trace if trace is not None and _TRACEPARENT.fullmatch(trace) else None
 
 
 def _query_of(request: web.Request) -> dict[str, str]:

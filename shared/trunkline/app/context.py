@@ -237,6 +237,12 @@ class Context(Generic[S]):
         return self._call.message_id
 
     @property
+    def trace(self) -> str | None:
+        """The `traceparent` (W3C Trace Context) that the client's handshake had, as header or query parameter: the parent of
+        what this handler does. None without one, or in `on_connected`, `on_disconnect` and `on_resume`."""
+        return self._call.trace
+
+    @property
     def delivery(self) -> Delivery | None:
         """Which attempt at a durable action this is; None for everything else."""
         return self.environment.delivery
@@ -248,8 +254,9 @@ class Context(Generic[S]):
 
     @property
     def logger(self) -> structlog.stdlib.BoundLogger:
-        """A logger whose lines name the channel, the action and the connection."""
-        return _log.bind(channel=self.channel, action=self.action, connection_id=self.connection_id)
+        """A logger whose lines name the channel, the action, the connection and, if there is one, the trace."""
+        trace = {} if self.trace is None else {"trace": self.trace}
+        return _log.bind(channel=self.channel, action=self.action, connection_id=self.connection_id, **trace)
 
     @property
     def state(self) -> S:

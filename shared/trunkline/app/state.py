@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["STATE_BYTES", "StateCodec"]
+from trunkline.shared.wire import STATE_BYTES
 
-STATE_BYTES: Final = 4096
+__all__ = ["StateCodec"]
 
 
 class StateCodec:

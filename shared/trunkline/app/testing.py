@@ -195,6 +195,7 @@ class RecordingContext(Context[Any]):
         kind: Kind = Kind.MESSAGE,
         connection_id: str = "edge.connection",
         message_id: str | int | None = None,
+        trace: str | None = None,
         headers: dict[str, str] | None = None,
         delivery: Delivery | None = None,
     ) -> None:
@@ -210,6 +211,7 @@ class RecordingContext(Context[Any]):
             user=user,
             claims=None if claims is None else msgspec.json.encode(claims),
             message_id=message_id,
+            trace=trace,
         )
         self._recorder = _Recorder()
         self._recorder.users[connection_id] = user

@@ -137,7 +137,7 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     message without its routing field and id (`message`), or JSON: `{"query": …, "headers": …}` (`connect`),
     `{"code": …, "reason": …}` (`disconnect`), `{"topic": …}` (the four operations on a topic, whose result is `true` or
     `false`). `action` is the client's own, also where `$default` answers it. `timeout_s` is what is left of the client's
-    patience when the edge sends this: relative, since clocks differ.
+    patience when the edge sends this: relative, since clocks differ. `trace` is the `traceparent` of the client's handshake.
     """
 
     connection_id: str
@@ -152,6 +152,10 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     claims: bytes | None = None
     message_id: str | int | None = None
     trace: str | None = None
+
+
+STATE_BYTES: Final = 4096
+"""The most that the state of a connection may take."""
 
 
 class CallResult(msgspec.Struct, array_like=True, gc=False):
