@@ -20,9 +20,9 @@ from trunkline.edge.protocols.adapter import Incoming
 from trunkline.shared import sessions, wire
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
+from trunkline.shared.retries import retry
 from trunkline.shared.rpc import Caller
 from trunkline.shared.subjects import Subjects
-from trunkline.shared.tasks import backoff_s
 from trunkline.shared.topics import partition_of
 
 __all__ = ["Sessions"]
@@ -91,22 +91,18 @@ class Sessions:
         begin = sessions.Begin(connection.id, connection.channel, identity.user, identity.claims, connection.state, query)
         body = wire.encode(begin)
         deadline = self._loop.time() + self._begin_s
-        attempt = 0
-        while True:
-            try:
-                await self._ask(session, body, max(ATTEMPT_S, deadline - self._loop.time()))
-                session.has_begun = True
-                return
-            except TrunklineError as error:
-                if error.code == ErrorCode.GONE.code:
-                    raise _nowhere() from None
-                pause_s = backoff_s(attempt, base_s=0.05, most_s=AGAIN_S)
-                if error.code != ErrorCode.NO_WORKER.code:
-                    raise
-                if self._loop.time() + pause_s > deadline:
-                    raise _nowhere() from None
-            attempt += 1
-            await asyncio.sleep(pause_s)
+        try:
+            await retry(
+                lambda: self._ask(session, body, max(ATTEMPT_S, deadline - self._loop.time())),
+                lambda error: error.code == ErrorCode.NO_WORKER.code,
+                self._begin_s,
+                most_s=AGAIN_S,
+            )
+        except TrunklineError as error:
+            if error.code in (ErrorCode.GONE.code, ErrorCode.NO_WORKER.code):
+                raise _nowhere() from None
+            raise
+        session.has_begun = True
 
     async def say(self, connection: Connection, incoming: Incoming) -> None:
         """Returns when the session has taken a message, which is not yet its reply. Raises `TrunklineError`: it has not, or
@@ -120,8 +116,8 @@ class Sessions:
             return
         session.number += 1
         deadline = self._loop.time() + self._message_s
-        attempt = 0
-        while True:
+
+        async def attempt() -> None:
             left_s = max(0.0, deadline - self._loop.time())
             said = sessions.Said(
                 connection.id,
@@ -133,21 +129,19 @@ class Sessions:
                 incoming.id,
                 incoming.message_id,
             )
-            try:
-                await self._ask(session, wire.encode(said), left_s + GRACE_S)
-                return
-            except TrunklineError as error:
-                if error.code == ErrorCode.GONE.code:
-                    session.has_moved = True
-                    self._close(connection, incoming)
-                    return
-                # A message with a number that was taken before is not taken again.
-                pause_s = backoff_s(attempt, base_s=0.05, most_s=AGAIN_S)
-                is_away = error.code in (ErrorCode.NO_WORKER.code, ErrorCode.UNAVAILABLE.code)
-                if not is_away or session.has_moved or self._loop.time() + pause_s > deadline:
-                    raise
-            attempt += 1
-            await asyncio.sleep(pause_s)
+            await self._ask(session, wire.encode(said), left_s + GRACE_S)
+
+        def passes(error: TrunklineError) -> bool:
+            # A message with a number that was taken before is not taken again.
+            return not session.has_moved and error.code in (ErrorCode.NO_WORKER.code, ErrorCode.UNAVAILABLE.code)
+
+        try:
+            await retry(attempt, passes, self._message_s, most_s=AGAIN_S)
+        except TrunklineError as error:
+            if error.code != ErrorCode.GONE.code:
+                raise
+            session.has_moved = True
+            self._close(connection, incoming)
 
     def ended(self, connection: Connection, code: int, reason: str) -> None:
         """Ends a connection's session, if it has one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -12,9 +11,9 @@ from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.presence import PresencePage, ReadPresence
 from trunkline.shared.publishing import RETRIED
+from trunkline.shared.retries import retry
 from trunkline.shared.rpc import Caller
 from trunkline.shared.subjects import Subjects
-from trunkline.shared.tasks import backoff_s
 from trunkline.shared.topics import partition_of
 
 __all__ = ["ATTEMPT_S", "persist", "read_presence"]
@@ -31,22 +30,14 @@ async def persist(request: Callable[[], Awaitable[R]], timeout_s: float) -> R:
 
     Raises `TrunklineError`: `UNAVAILABLE` after that, or what the owner says.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    attempt = 0
-    while True:
-        try:
-            return await request()
-        except TrunklineError as error:
-            pause_s = backoff_s(attempt, base_s=0.05, most_s=1.0)
-            if error.code not in RETRIED:
-                raise
-            if loop.time() + pause_s > deadline:
-                raise TrunklineError(
-                    ErrorCode.UNAVAILABLE, "the topic has no owner just now; try again", retry_after_s=1.0
-                ) from None
-        attempt += 1
-        await asyncio.sleep(pause_s)
+    try:
+        return await retry(request, lambda error: error.code in RETRIED, timeout_s)
+    except TrunklineError as error:
+        if error.code not in RETRIED:
+            raise
+        raise TrunklineError(
+            ErrorCode.UNAVAILABLE, "the topic has no owner just now; try again", retry_after_s=1.0
+        ) from None
 
 
 async def read_presence(caller: Caller, subjects: Subjects, request: ReadPresence, *, timeout_s: float) -> PresencePage:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import Final
 
 import msgspec
 
 from trunkline.shared import wire
-from trunkline.shared.errors import ErrorCode, TrunklineError
+from trunkline.shared.errors import ErrorCode
 from trunkline.shared.positions import Position
+from trunkline.shared.retries import retry
 from trunkline.shared.rpc import Caller
 from trunkline.shared.subjects import Subjects
-from trunkline.shared.tasks import backoff_s
 from trunkline.shared.topics import partition_of
 
 __all__ = ["PUBLISH_S", "publish"]
@@ -46,16 +45,10 @@ async def publish(
     """
     subject = subjects.partition(partition_of(topic))
     request = wire.Publish(topic, data, key or secrets.token_urlsafe(9), key is None, exclude)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    attempt = 0
-    while True:
-        try:
-            return _decode_position(await caller.request(subject, wire.encode(request), min(ATTEMPT_S, timeout_s)))
-        except TrunklineError as error:
-            pause_s = backoff_s(attempt, base_s=0.02, most_s=0.5)
-            if error.code not in RETRIED or loop.time() + pause_s > deadline:
-                raise
-        await asyncio.sleep(pause_s)
+
+    async def attempt() -> Position:
+        body = wire.encode(request)
         request.fresh = False
-        attempt += 1
+        return _decode_position(await caller.request(subject, body, min(ATTEMPT_S, timeout_s)))
+
+    return await retry(attempt, lambda error: error.code in RETRIED, timeout_s, base_s=0.02, most_s=0.5)

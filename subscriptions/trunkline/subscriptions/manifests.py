@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
+from trunkline.shared.retries import retry
 from trunkline.shared.subjects import Subjects
-from trunkline.shared.tasks import Tasks, backoff_s
+from trunkline.shared.tasks import Tasks
 
 __all__ = ["Manifests"]
 
@@ -36,11 +36,9 @@ class Manifests:
 
     async def _read_again(self) -> None:
         """Tries until it succeeds: what has history must never be taken for ephemeral because of one lost answer."""
-        attempt = 0
-        while True:
-            try:
-                return await self.read()
-            except TrunklineError as error:
-                log.warning("the manifests could not be read yet", code=error.code, attempt=attempt)
-            await asyncio.sleep(backoff_s(attempt, base_s=0.1, most_s=2.0))
-            attempt += 1
+
+        def passes(error: TrunklineError) -> bool:
+            log.warning("the manifests could not be read yet", code=error.code)
+            return True
+
+        await retry(self.read, passes, base_s=0.1, most_s=2.0)

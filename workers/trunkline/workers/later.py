@@ -39,6 +39,7 @@ from trunkline.shared.metrics import drops
 from trunkline.shared.postponed import Postponed
 from trunkline.shared.publishing import publish
 from trunkline.shared.puller import Delivery, Puller
+from trunkline.shared.retries import retry
 from trunkline.shared.rpc import Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
@@ -82,7 +83,6 @@ class LaterService:
         self._puller: Puller | None = None
         self._missing = "this worker does not run yet"
         self._size_bytes = 0
-        self._loop = asyncio.get_running_loop()
 
     async def start(self, routes: Iterable[Route], environment: Environment) -> None:
         """Declares the stream, and begins to carry out what is due. `routes` are all that the app has, in any pool."""
@@ -142,18 +142,12 @@ class LaterService:
 
     async def _append(self, token: str, payload: bytes, headers: Mapping[str, str]) -> None:
         """Repeats it while JetStream elects a leader, for example: another message of the same subject is no other."""
-        deadline = self._loop.time() + PUT_OFF_S
-        attempt = 0
-        while True:
-            try:
-                await self._streams.append(self._subjects.later(token), payload, headers=headers)
-                return
-            except TrunklineError as error:
-                pause_s = backoff_s(attempt, most_s=1.0)
-                if error.code != ErrorCode.UNAVAILABLE.code or self._loop.time() + pause_s > deadline:
-                    raise
-            await asyncio.sleep(pause_s)
-            attempt += 1
+        await retry(
+            lambda: self._streams.append(self._subjects.later(token), payload, headers=headers),
+            lambda error: error.code == ErrorCode.UNAVAILABLE.code,
+            PUT_OFF_S,
+            base_s=0.1,
+        )
 
     def _check(self) -> None:
         if self._missing:
