@@ -66,6 +66,7 @@ def new_owner(
     logs: Logs | None = None,
     on_due: Callable[[], None] = lambda: None,
     on_interest: Callable[[Topic], None] = lambda _topic: None,
+    unlogged_bytes: int = 1_000_000,
 ) -> Owner:
     """An owner of all partitions."""
     logs = logs or Logs()
@@ -76,6 +77,7 @@ def new_owner(
         max_payload=max_payload,
         clock=clock or Clock(),
         on_interest=on_interest,
+        unlogged_bytes=unlogged_bytes,
     )
     logs.owner.claim(dict.fromkeys(range(PARTITIONS), TERM))
     return logs.owner
@@ -279,8 +281,14 @@ class Schedules(RuleBasedStateMachine):
                 believed = sum(1 for topic, who in self.attached if who == edge and partition_of(topic) == partition)
                 assert self.owner.hold(partition, edge) == wire.Held(believed, self.owner.terms[partition])
 
+    @invariant()
+    def what_waits_for_logs_takes_its_room(self) -> None:
+        waiting = sum(topic.waiting_bytes for topic in self.owner.topics.values())
+        assert self.owner.unlogged_bytes == waiting
+
     def teardown(self) -> None:
         self.logs.settle()
+        assert self.owner.unlogged_bytes == 0
         assert self.owner.unsettled(range(PARTITIONS)) == []
         self.take()
         for topic, log in self.logs.logs.items():
@@ -570,6 +578,24 @@ def test_whoever_waits_for_a_topic_hears_that_its_owner_has_lost_it() -> None:
     owner.drop({partition_of("log.1")}, error)
     assert outcomes == [error] * 4
     assert (owner.topics, owner.hold(3, "e").topics) == ({}, 0)
+
+
+def test_what_waits_for_the_logs_of_all_topics_is_bounded() -> None:
+    """The bound was for each topic alone: ten thousand topics could fill the memory while JetStream was away."""
+    logs = Logs()
+    owner = new_owner(logs=logs, unlogged_bytes=50_000)
+    outcomes: list[Position | TrunklineError] = []
+    for number in range(1_000):
+        owner.publish(f"log.{number}", b'"%s"' % (b"x" * 100), None, outcomes.append)
+    assert {each.code for each in outcomes if isinstance(each, TrunklineError)} == {ErrorCode.OVERLOADED.code}
+    assert 0 < owner.unlogged_bytes <= 50_000
+    publish(owner, "room.1", b"1")  # what has no log waits for nobody
+    logs.settle()
+    assert len(outcomes) == 1_000
+    assert owner.unlogged_bytes == 0
+    owner.publish("log.1", b"1", None, outcomes.append)
+    logs.settle()
+    assert isinstance(outcomes[-1], Position)
 
 
 def test_whoever_waits_for_a_log_that_does_not_answer_is_told_to_ask_again() -> None:

@@ -23,7 +23,7 @@ from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.batches import ENVELOPE_BYTES, encode_batches, pack_batches, pack_tops
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 from trunkline.subscriptions.presences import Presences
-from trunkline.subscriptions.topic import Settle, Topic
+from trunkline.subscriptions.topic import Room, Settle, Topic
 from trunkline.subscriptions.waiters import Waiters
 
 __all__ = ["Owner", "check_json"]
@@ -33,6 +33,8 @@ SWEEP_TOPICS: Final = 2000
 SWEEPS: Final = 30
 PRESENCE_BYTES: Final = 64 * 1024 * 1024
 PRESENCE_GRACE_S: Final = 5.0
+UNLOGGED_BYTES: Final = 64 * 1024 * 1024
+"""Publications that wait for their logs; in memory small ones take some three times as much."""
 
 _skip_json = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -66,6 +68,7 @@ class Owner:
         keeps_presence: Callable[[str], bool] = lambda name: False,
         presence_bytes: int = PRESENCE_BYTES,
         presence_grace_s: float = PRESENCE_GRACE_S,
+        unlogged_bytes: int = UNLOGGED_BYTES,
         clock: Callable[[], float] = time.monotonic,
         on_interest: Callable[[Topic], None] = lambda _topic: None,
     ) -> None:
@@ -88,6 +91,8 @@ class Owner:
         self._advance = advance
         self._namespace_of = namespace_of
         self.waiters = Waiters(clock)
+        self._unlogged_most = unlogged_bytes
+        self._room = Room(unlogged_bytes)
         self._max_payload = max_payload
         self._clock = clock
         self._due: list[Topic] = []
@@ -295,7 +300,7 @@ class Owner:
         topic = self.topics.get(name)
         if topic is None:
             self._term(partition_of(check_topic(name)))
-            topic = self.topics[name] = Topic(name, self._namespace_of(name), self._clock())
+            topic = self.topics[name] = Topic(name, self._namespace_of(name), self._clock(), self._room)
         return topic
 
     def _term(self, partition: int) -> int:
@@ -388,6 +393,11 @@ class Owner:
     def disagreeing_about_presence(self) -> set[int]:
         """Returns the partitions of topics whose edges must attach again, to learn whether their members are wanted."""
         return self.presences.disagreeing(topic.name for topic in self.topics.values() if topic.edges)
+
+    @property
+    def unlogged_bytes(self) -> int:
+        """What waits for the logs of all topics."""
+        return self._unlogged_most - self._room.free_bytes
 
     @property
     def edges(self) -> int:

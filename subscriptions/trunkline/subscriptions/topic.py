@@ -37,12 +37,21 @@ from trunkline.subscriptions.entries import (
 )
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 
-__all__ = ["Settle", "Topic"]
+__all__ = ["Room", "Settle", "Topic"]
 
 WAITING_BYTES: Final = 4 * 1024 * 1024
 
 Settle = Callable[[Position | TrunklineError], None]
 """Tells a publisher what became of its publication. Called exactly once."""
+
+
+class Room:
+    """What publications may take while they wait for the log, those of all topics that share it together."""
+
+    __slots__ = ("free_bytes",)
+
+    def __init__(self, free_bytes: int = WAITING_BYTES) -> None:
+        self.free_bytes = free_bytes
 
 
 class _Waiting:
@@ -78,6 +87,7 @@ class Topic:
         "_in_flight",
         "_keys",
         "_link",
+        "_room",
         "_sequence",
         "_tail_bytes",
         "_waiting",
@@ -104,8 +114,9 @@ class Topic:
         "wants_tail",
     )
 
-    def __init__(self, name: str, namespace: Namespace, now: float) -> None:
+    def __init__(self, name: str, namespace: Namespace, now: float, room: Room | None = None) -> None:
         self.name = name
+        self._room = room or Room()
         self.namespace = namespace
         self.partition = partition_of(name)
         self.open = namespace is EPHEMERAL
@@ -188,7 +199,7 @@ class Topic:
         A key that is not `fresh` may be in a part of the log that was not read, and then waits until that is. So does
         a fresh key while the topic is not open: another owner may have got the same request, and written it. The
         `resume_token` is the topic's as soon as the publication has its position, and not before.
-        Settles with `OVERLOADED` when more than 4 MiB wait for the log.
+        Settles with `OVERLOADED` when more than 4 MiB wait for the log, or there is no more room for any topic.
         """
         self.touched_at = now
         if key is not None:
@@ -200,15 +211,19 @@ class Topic:
             if same is not None:
                 same.settles.append(settle)
                 return
-        if self._waiting_bytes + len(data) > WAITING_BYTES:
-            settle(TrunklineError(ErrorCode.OVERLOADED, "too much waits for this topic's log", retry_after_s=0.5))
-            return
         waiting = _Waiting(data, key, fresh and self.open, settle, resume_token, exclude)
         if self.namespace is EPHEMERAL:
             self._commit([waiting])
             return
+        if self._waiting_bytes + len(data) > WAITING_BYTES:
+            settle(TrunklineError(ErrorCode.OVERLOADED, "too much waits for this topic's log", retry_after_s=0.5))
+            return
+        if self._room.free_bytes < waiting.size_bytes:
+            settle(TrunklineError(ErrorCode.OVERLOADED, "too much waits for the logs of topics", retry_after_s=0.5))
+            return
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size_bytes
+        self._room.free_bytes -= waiting.size_bytes
         if key is not None:
             self._waiting_keys[key] = waiting
 
@@ -406,6 +421,7 @@ class Topic:
     def _settle(self, waiting: _Waiting, outcome: Position | TrunklineError) -> None:
         if self.namespace is not EPHEMERAL:
             self._waiting_bytes -= waiting.size_bytes
+            self._room.free_bytes += waiting.size_bytes
             if waiting.key is not None:
                 self._waiting_keys.pop(waiting.key, None)
         for settle in waiting.settles:
