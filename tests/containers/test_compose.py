@@ -34,7 +34,7 @@ PUBLISH = """
 import asyncio, os, sys, nats
 async def main():
     user, password = os.environ["TRUNKLINE_NATS_USER"], os.environ["TRUNKLINE_NATS_PASSWORD"]
-    client = await nats.connect("nats://nats-1:4222", user=user, password=password)
+    client = await nats.connect("nats://nats-1:4222", user=user, password=password, allow_reconnect=False)
     answer = await client.request(sys.argv[1], sys.argv[2].encode(), timeout=5)
     print(answer.data.decode())
     await client.close()
