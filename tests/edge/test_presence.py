@@ -226,9 +226,9 @@ async def test_a_topic_without_presence_tells_owners_nothing(trunkline: Cluster)
         await client.ask("$subscribe", topic="plain.1")
         await trunkline.publish("plain.1", 1)
         assert (await client.receive())["data"] == 1
-        assert trunkline.edge._hub.topics["plain.1"].attendance is None
+        assert trunkline.edge._hub.topics["plain.1"].members is None
         assert not trunkline.edge._presence._topics
-        assert not trunkline.owner._owner.presences.topics
+        assert not trunkline.owner._owner.presence.topics
 
 
 # ------------------------------------------------------------------------------------------------ changes
@@ -292,7 +292,7 @@ async def test_an_edge_that_was_taken_for_dead_tells_its_members_again(trunkline
         async with entered(trunkline, 3, second):
             everybody = ids(await has_members(client, 4))
             trunkline.owner._owner.gone(second.edge_id)
-            assert set(trunkline.owner._owner.presences.topics[TOPIC].members) == me
+            assert set(trunkline.owner._owner.presence.topics[TOPIC].members) == me
             assert ids(await has_members(client, 4)) == everybody
             await watcher.becomes(everybody)
 
@@ -341,17 +341,17 @@ async def test_requests_that_are_lost_are_made_up_for(trunkline: Cluster) -> Non
     """A leave that is lost would leave a member behind for ever."""
     async with entered(trunkline, 2) as [leaver, client]:
         await has_members(client, 2)
-        presences = trunkline.owner._owner.presences
-        tell, lost = presences.tell, []
+        presence = trunkline.owner._owner.presence
+        tell, lost = presence.tell, []
 
         def lose(request: Any) -> Any:
             lost.append(request)
             raise TrunklineError(ErrorCode.UNAVAILABLE, "lost")
 
-        presences.tell = lose  # type: ignore[method-assign]
+        presence.tell = lose  # type: ignore[method-assign]
         await leaver.ask("$unsubscribe", topic=TOPIC)
         await eventually(lambda: lost)
-        presences.tell = tell  # type: ignore[method-assign]
+        presence.tell = tell  # type: ignore[method-assign]
         await has_members(client, 1)
 
 
@@ -365,7 +365,7 @@ async def test_services_hear_that_a_topic_is_occupied_and_vacated(trunkline: Clu
         await eventually(lambda: names(events) == ["occupied", "vacated"])
         assert {event["topic"] for event in events} == {TOPIC}
         assert {event["epoch"] for event in events} == {str(trunkline.owner._owner.terms[partition_of(TOPIC)])}
-        await eventually(lambda: not trunkline.owner._owner.presences.topics)
+        await eventually(lambda: not trunkline.owner._owner.presence.topics)
 
 
 async def test_presence_begins_and_ends_while_clients_are_subscribed(trunkline: Cluster) -> None:
@@ -388,7 +388,7 @@ async def test_presence_begins_and_ends_while_clients_are_subscribed(trunkline: 
         await trunkline.stop(with_presence)
         await trunkline.start_worker(changed(False))
         audience = trunkline.edge._hub.topics["plain.1"]
-        await eventually(lambda: audience.attendance is None, 10.0)
+        await eventually(lambda: audience.members is None, 10.0)
         assert (await client.ask("$presence", topic="plain.1"))["error"]["code"] == "not_available"
         await client.ask("$unsubscribe", topic="plain.1")
 

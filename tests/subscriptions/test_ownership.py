@@ -231,7 +231,7 @@ async def test_nobody_takes_what_is_not_settled(nats: NatsServer) -> None:
         a.may_settle.clear()
         async with instances(nats, "b") as (b,):
             assert b.owned == set()
-            await eventually(lambda: a.name in b.ownership._members.candidates(asyncio.get_running_loop().time()))
+            await eventually(lambda: a.name in b.ownership._instances.candidates(asyncio.get_running_loop().time()))
             for _ in range(20):
                 b.ownership._wake.set()
                 await asyncio.sleep(0.005)

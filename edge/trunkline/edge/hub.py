@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 from prometheus_client import Counter, Gauge
 
-from trunkline.edge.attendance import Attendance
 from trunkline.edge.connection import Connection
+from trunkline.edge.members import TopicMembers
 from trunkline.edge.protocols.adapter import Adapter
 from trunkline.edge.topic import EdgeTopic, Lost
 from trunkline.shared import wire
@@ -38,7 +38,7 @@ _decode_fan = msgspec.msgpack.Decoder(wire.Fan).decode
 class Audience:
     """A topic on this edge: its sequence, its subscribers by adapter, and what they have not been written yet."""
 
-    __slots__ = ("attaching", "attendance", "catching_up", "held", "repairing", "sequence", "subscribers", "told")
+    __slots__ = ("attaching", "catching_up", "held", "members", "repairing", "sequence", "subscribers", "told")
 
     def __init__(self, name: str) -> None:
         self.sequence = EdgeTopic(name)
@@ -50,7 +50,7 @@ class Audience:
         """The first attach, while it is under way; all who want the topic wait for this one."""
         self.repairing = asyncio.Lock()
         """Held by the one repair that is under way: two would tell what the other has told already."""
-        self.attendance: Attendance | None = None
+        self.members: TopicMembers | None = None
         """Its members, if the topic keeps presence."""
         self.catching_up: list[list[Publication | Lost]] = []
         """For each connection that is being brought from its own position to this one: what has been told since."""
@@ -64,7 +64,7 @@ class Hub:
         """Called with a topic that has a gap: it must be repaired."""
         self.on_unheard: Callable[[str], None] = lambda name: None
         """Called with a topic that nobody here hears, and that an owner sends nevertheless."""
-        self.on_left: Callable[[Attendance, Connection], None] = lambda attendance, connection: None
+        self.on_left: Callable[[TopicMembers, Connection], None] = lambda members, connection: None
         """Called with a subscriber that leaves a topic with presence."""
         self.connections: dict[str, Connection] = {}
         self.topics: dict[str, Audience] = {}
@@ -119,8 +119,8 @@ class Hub:
             members.discard(connection)
             if not members:
                 del audience.subscribers[connection.adapter]
-        if audience.attendance is not None:
-            audience.attendance.unwatch(connection)
+        if audience.members is not None:
+            audience.members.unwatch(connection)
         if audience.held is None:
             audience.held = set()
         audience.held.add(connection)
@@ -149,8 +149,8 @@ class Hub:
             members.discard(connection)
             if not members:
                 del audience.subscribers[connection.adapter]
-        if audience.attendance is not None:
-            self.on_left(audience.attendance, connection)
+        if audience.members is not None:
+            self.on_left(audience.members, connection)
         _release(connection, audience)
         return self.drop_if_unused(audience)
 

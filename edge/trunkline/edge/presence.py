@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from trunkline.edge.attendance import Attendance
 from trunkline.edge.connection import Connection
 from trunkline.edge.hub import Audience, Hub
+from trunkline.edge.members import TopicMembers
 from trunkline.shared import wire
 from trunkline.shared.bus import Message
 from trunkline.shared.errors import TrunklineError
@@ -42,11 +42,11 @@ class Presence:
         self._caller = caller
         self._subjects = subjects
         self._edge_id = edge_id
-        self._topics: dict[str, Attendance] = {}
-        self._due: dict[str, Attendance] = {}
+        self._topics: dict[str, TopicMembers] = {}
+        self._due: dict[str, TopicMembers] = {}
         self._flush_due = False
         self._under_way = 0
-        self._failed: dict[str, Attendance] = {}
+        self._failed: dict[str, TopicMembers] = {}
         self._attempt = 0
         self._retry: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -68,41 +68,39 @@ class Presence:
             return
         if answer.members_known is None:
             self._topics.pop(name, None)
-            audience.attendance = None
+            audience.members = None
             return
-        attendance = audience.attendance
-        if attendance is None:
-            attendance = self._topics.get(name)
-            if attendance is None:
-                attendance = self._topics[name] = Attendance(name)
-            audience.attendance = attendance
+        members = audience.members
+        if members is None:
+            members = self._topics.get(name)
+            if members is None:
+                members = self._topics[name] = TopicMembers(name)
+            audience.members = members
             for connections in audience.subscribers.values():
                 for connection in connections:
-                    attendance.join(Member(connection.id, connection.identity.user))
+                    members.join(Member(connection.id, connection.identity.user))
             for connection in audience.held or ():
-                attendance.join(Member(connection.id, connection.identity.user))
+                members.join(Member(connection.id, connection.identity.user))
         if not answer.members_known:
-            attendance.tell_all()
-        self._schedule(attendance)
+            members.tell_all()
+        self._schedule(members)
 
-    def join(
-        self, attendance: Attendance, connection: Connection, info: bytes | None = None, *, watch: bool = False
-    ) -> None:
+    def join(self, members: TopicMembers, connection: Connection, info: bytes | None = None, *, watch: bool = False) -> None:
         """Notes a new subscriber of a topic with presence; `watch`: it wants to hear of changes."""
-        attendance.join(Member(connection.id, connection.identity.user, info))
+        members.join(Member(connection.id, connection.identity.user, info))
         if watch:
-            attendance.watch(connection)
-        self._schedule(attendance)
+            members.watch(connection)
+        self._schedule(members)
 
-    def _left(self, attendance: Attendance, connection: Connection) -> None:
-        attendance.leave(connection.id)
-        attendance.unwatch(connection)
-        self._schedule(attendance)
+    def _left(self, members: TopicMembers, connection: Connection) -> None:
+        members.leave(connection.id)
+        members.unwatch(connection)
+        self._schedule(members)
 
     # ------------------------------------------------------------------ what owners are told
 
-    def _schedule(self, attendance: Attendance) -> None:
-        self._due[attendance.name] = attendance
+    def _schedule(self, members: TopicMembers) -> None:
+        self._due[members.name] = members
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -110,17 +108,17 @@ class Presence:
     def _flush(self) -> None:
         self._flush_due = False
         while self._due and self._under_way < AT_ONCE:
-            _, attendance = self._due.popitem()
-            request = attendance.next(self._edge_id)
+            _, members = self._due.popitem()
+            request = members.next(self._edge_id)
             if request is None:
-                self._forget_if_unused(attendance)
+                self._forget_if_unused(members)
                 continue
             self._under_way += 1
-            subject = self._subjects.partition(attendance.partition)
+            subject = self._subjects.partition(members.partition)
             future = self._caller.request(subject, wire.encode(request), ATTEMPT_S)
-            future.add_done_callback(partial(self._answered, attendance))
+            future.add_done_callback(partial(self._answered, members))
 
-    def _answered(self, attendance: Attendance, future: asyncio.Future[msgspec.Raw]) -> None:
+    def _answered(self, members: TopicMembers, future: asyncio.Future[msgspec.Raw]) -> None:
         self._under_way -= 1
         if future.cancelled():
             return
@@ -129,11 +127,11 @@ class Presence:
             return
         if error is None:
             self._attempt = 0
-            attendance.told(_decode_told(future.result()))
-            self._schedule(attendance)
+            members.told(_decode_told(future.result()))
+            self._schedule(members)
         elif isinstance(error, TrunklineError):
-            attendance.failed()
-            self._failed[attendance.name] = attendance
+            members.failed()
+            self._failed[members.name] = members
             if self._retry is None:
                 self._retry = self._loop.call_later(backoff_s(self._attempt, most_s=2.0), self._try_again)
                 self._attempt += 1
@@ -143,17 +141,17 @@ class Presence:
     def _try_again(self) -> None:
         self._retry = None
         failed, self._failed = self._failed, {}
-        for attendance in failed.values():
-            self._schedule(attendance)
+        for members in failed.values():
+            self._schedule(members)
 
-    def _forget_if_unused(self, attendance: Attendance) -> None:
+    def _forget_if_unused(self, members: TopicMembers) -> None:
         if (
-            attendance.done
-            and not attendance.members
-            and attendance.name not in self._hub.topics
-            and self._topics.get(attendance.name) is attendance
+            members.done
+            and not members.by_id
+            and members.name not in self._hub.topics
+            and self._topics.get(members.name) is members
         ):
-            del self._topics[attendance.name]
+            del self._topics[members.name]
 
     # ------------------------------------------------------------------ what watchers are told
 
@@ -161,11 +159,11 @@ class Presence:
         """Takes changes from an owner."""
         for raw in _decode_changes(message.data).changes:
             change = _decode_change(raw)
-            attendance = self._topics.get(change.topic)
-            if attendance is None or (change.term, change.version) <= attendance.heard:
+            members = self._topics.get(change.topic)
+            if members is None or (change.term, change.version) <= members.heard:
                 continue  # of an owner that was replaced, or nothing that the watchers lack
-            attendance.heard = (change.term, change.version)
-            for adapter, watchers in attendance.watchers.items():
+            members.heard = (change.term, change.version)
+            for adapter, watchers in members.watchers.items():
                 frame = adapter.presence(change)
                 for connection in watchers:
                     connection.write(frame)

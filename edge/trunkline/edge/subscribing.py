@@ -127,10 +127,10 @@ class Subscribing:
         if connection.id not in self._hub.connections:
             self._attachments.drop_if_unused(audience)
             raise TrunklineError(ErrorCode.GONE, "the connection is closed")
-        attendance = audience.attendance
-        if attendance is not None:
-            known = attendance.members.get(connection.id)  # of one that was away
-            self._presence.join(attendance, connection, known.info if known and info is None else info, watch=watch)
+        members = audience.members
+        if members is not None:
+            known = members.by_id.get(connection.id)  # of one that was away
+            self._presence.join(members, connection, known.info if known and info is None else info, watch=watch)
         elif watch:
             self._attachments.drop_if_unused(audience)
             raise TrunklineError(ErrorCode.NOT_AVAILABLE, "the namespace of this topic keeps no presence")
@@ -203,9 +203,9 @@ class Subscribing:
         """
         audiences = await asyncio.gather(*(self._attachments.attach(topic) for topic in topics))
         for audience in audiences:
-            attendance = audience.attendance
-            if attendance is not None and is_held(connection, audience.sequence.name):
-                self._presence.join(attendance, connection)
+            members = audience.members
+            if members is not None and is_held(connection, audience.sequence.name):
+                self._presence.join(members, connection)
             self._attachments.drop_if_unused(audience)
 
     def forget(self, connection: Connection) -> None:

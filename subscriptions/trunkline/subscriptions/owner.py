@@ -22,7 +22,7 @@ from trunkline.shared.positions import Position
 from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.batches import ENVELOPE_BYTES, encode_batches, pack_batches, pack_tops
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
-from trunkline.subscriptions.presences import Presences
+from trunkline.subscriptions.presence import Presence
 from trunkline.subscriptions.topic import Room, Settle, Topic
 from trunkline.subscriptions.waiters import Waiters
 
@@ -74,7 +74,7 @@ class Owner:
     ) -> None:
         self.terms: dict[int, int] = {}
         """The term of each partition that is owned."""
-        self.presences = Presences(
+        self.presence = Presence(
             self.terms,
             keeps_presence,
             limit_bytes=presence_bytes,
@@ -107,7 +107,7 @@ class Owner:
     def claim(self, terms: Mapping[int, int]) -> None:
         """Begins to own partitions."""
         self.terms.update(terms)
-        self.presences.claim(terms)
+        self.presence.claim(terms)
 
     def unsettled(self, partitions: Collection[int]) -> list[Topic]:
         """Returns the topics of these partitions that somebody waits for: for a position, or for the topic to be opened."""
@@ -119,7 +119,7 @@ class Owner:
 
     def drop(self, partitions: Collection[int], error: TrunklineError) -> None:
         """Ends to own partitions: forgets their topics and settles with `error` whatever waits for them."""
-        self.presences.drop(partitions)
+        self.presence.drop(partitions)
         for partition in partitions:
             self.terms.pop(partition, None)
             for names in self._attached.values():
@@ -156,7 +156,7 @@ class Owner:
             self._heard[edge_id] = self._clock()
             self._attached.setdefault(edge_id, {}).setdefault(topic.partition, set()).add(name)
             last = topic.last if topic.namespace.cache else None
-            members_known = self.presences.attach(name, edge_id)
+            members_known = self.presence.attach(name, edge_id)
             settle(wire.Attached(topic.position, self.terms[topic.partition], last, members_known))
             if first:
                 self._on_interest(topic)
@@ -224,7 +224,7 @@ class Owner:
 
     def detach(self, name: str, edge_id: str) -> None:
         """Removes an edge from a topic: what is due and was not taken does not reach it any more."""
-        self.presences.detach(name, edge_id)
+        self.presence.detach(name, edge_id)
         topic = self.topics.get(name)
         if topic is not None:
             topic.touched_at = self._clock()
@@ -233,7 +233,7 @@ class Owner:
 
     def release(self, partition: int, edge_id: str) -> None:
         """Removes an edge from all topics of a partition."""
-        self.presences.release(partition, edge_id)
+        self.presence.release(partition, edge_id)
         for name in self._attached.get(edge_id, {}).pop(partition, set()):
             self._remove(self.topics[name], edge_id)
 
@@ -245,7 +245,7 @@ class Owner:
 
     def gone(self, edge_id: str) -> bool:
         """Forgets an edge that does not exist any more. Returns whether it was attached to anything."""
-        self.presences.gone(edge_id)
+        self.presence.gone(edge_id)
         losing = any(self._attached.get(edge_id, {}).values())
         for partition in list(self._attached.get(edge_id, ())):
             self.release(partition, edge_id)
@@ -392,7 +392,7 @@ class Owner:
 
     def disagreeing_about_presence(self) -> set[int]:
         """Returns the partitions of topics whose edges must attach again, to learn whether their members are wanted."""
-        return self.presences.disagreeing(topic.name for topic in self.topics.values() if topic.edges)
+        return self.presence.disagreeing(topic.name for topic in self.topics.values() if topic.edges)
 
     @property
     def unlogged_bytes(self) -> int:

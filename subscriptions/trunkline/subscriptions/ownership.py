@@ -35,7 +35,7 @@ from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, backoff_s, every
 from trunkline.shared.topics import PARTITIONS
 from trunkline.subscriptions.declared import CLAIMS, claims_stream
-from trunkline.subscriptions.members import Members
+from trunkline.subscriptions.instances import Instances
 from trunkline.subscriptions.rendezvous import targets
 
 __all__ = ["Holder", "Ownership"]
@@ -99,7 +99,7 @@ class Ownership:
         self._stream = f"KV_{subjects.bucket(CLAIMS)}"
         self._claim_prefix = f"$KV.{subjects.bucket(CLAIMS)}.partition."
         self._replicas = replicas
-        self._members = Members(silence_s)
+        self._instances = Instances(silence_s)
         self._claims = [_UNCLAIMED] * PARTITIONS
         self._declared = False
         self._leaving = False
@@ -130,7 +130,7 @@ class Ownership:
     @property
     def ownerless(self) -> list[int]:
         """The partitions without a living owner, as far as this instance knows."""
-        heard = self._members.heard_lately(self._loop.time()) - {self._instance}
+        heard = self._instances.heard_lately(self._loop.time()) - {self._instance}
         return [
             partition
             for partition, claim in enumerate(self._claims)
@@ -178,11 +178,11 @@ class Ownership:
     def _heard(self, message: Message) -> None:
         beat = _decode_beat(message.data)
         now = self._loop.time()
-        news = self._members.heard(beat.instance, beat.leaving, now)
+        news = self._instances.heard(beat.instance, beat.leaving, now)
         if beat.instance == self._instance:
             if now >= self._proved_at + self._silence_s:
                 self._verified = False
-                self._members.excuse(self._proved_at, now)
+                self._instances.excuse(self._proved_at, now)
                 news = True
             self._proved_at = max(self._proved_at, beat.sent_at)
             if news:
@@ -222,8 +222,8 @@ class Ownership:
         if now - proved_at > self._silence_s / 2:
             return  # we may be cut off, or have slept: who seems silent may have been heard by everybody else
         self._verified = True
-        self._members.forget(now)
-        candidates = self._members.candidates(now) - ({self._instance} if self._leaving else set())
+        self._instances.forget(now)
+        candidates = self._instances.candidates(now) - ({self._instance} if self._leaving else set())
         mine = {partition for partition, target in enumerate(targets(candidates)) if target == self._instance}
         await self._hand_over(self.terms.keys() - mine)
         await self._release(self._named() - mine)
@@ -243,7 +243,7 @@ class Ownership:
         now = self._loop.time()
         for claim in found:
             if claim.instance not in (RELEASED, self._instance):
-                self._members.mentioned(claim.instance, now)
+                self._instances.mentioned(claim.instance, now)
 
     async def _drop_replaced(self) -> None:
         # An older revision than ours comes from a replica that lags.
@@ -259,7 +259,7 @@ class Ownership:
     def _is_free(self, partition: int, now: float) -> bool:
         claim = self._claims[partition]
         # One of our own that we do not own was written without our hearing of it.
-        return claim.instance in (RELEASED, self._instance) or not self._members.is_living(claim.instance, now)
+        return claim.instance in (RELEASED, self._instance) or not self._instances.is_living(claim.instance, now)
 
     async def _claim(self, partitions: Collection[int]) -> None:
         won = await self._write(partitions, self._instance)

@@ -83,8 +83,8 @@ class Requests:
                 owner.release(request.partition, request.edge_id)
                 settle(None)
             case Members():
-                settle(owner.presences.tell(request))
+                settle(owner.presence.tell(request))
             case ReadPresence():
-                settle(owner.presences.read(request))
+                settle(owner.presence.read(request))
             case wire.Hold():
                 settle(owner.hold(request.partition, request.edge_id))

@@ -205,7 +205,7 @@ class SubscriptionService:
             max_payload=self._bus.max_payload,
         )
         self._functions.start(self._owner)
-        self._announcer = Announcer(self._bus, self._subjects, self._owner.presences, lambda: self._ownership.trusted)
+        self._announcer = Announcer(self._bus, self._subjects, self._owner.presence, lambda: self._ownership.trusted)
         self._requests = Requests(
             self._owner,
             self._answerer,
@@ -287,7 +287,7 @@ class SubscriptionService:
         while waiting and self._loop.time() < deadline:
             await asyncio.sleep(POLL_S)
             waiting = [topic for topic in waiting if self._owner.is_unsettled(topic)]
-        self._owner.presences.hand_over(partitions)
+        self._owner.presence.hand_over(partitions)
         self._announcer.tell_services()
         self._sender.flush()
         self._answerer.flush()

@@ -8,16 +8,16 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trunkline.edge.attendance import REQUEST_BYTES, Attendance
 from trunkline.edge.auth import Identity
 from trunkline.edge.connection import Connection
+from trunkline.edge.members import REQUEST_BYTES, TopicMembers
 from trunkline.edge.protocols.plain import JSON
 from trunkline.shared.presence import Member, Members, Told
 
 
-def attendance(*names: str) -> Attendance:
+def members(*names: str) -> TopicMembers:
     """With members that the owner knows."""
-    found = Attendance("room.1")
+    found = TopicMembers("room.1")
     for name in names:
         found.join(Member(name))
     while told(found) is not None:
@@ -25,7 +25,7 @@ def attendance(*names: str) -> Attendance:
     return found
 
 
-def told(found: Attendance, *, term: int = 7, again: bool = False) -> Members | None:
+def told(found: TopicMembers, *, term: int = 7, again: bool = False) -> Members | None:
     """Lets the owner answer the next request, if there is one."""
     request = found.next("e1")
     if request is not None:
@@ -38,7 +38,7 @@ def ids(request: Members | None) -> list[str]:
 
 
 def test_the_first_request_is_the_list_of_all_and_the_next_ones_what_has_changed() -> None:
-    found = Attendance("room.1")
+    found = TopicMembers("room.1")
     found.join(Member("a"))
     found.join(Member("b"))
     request = told(found)
@@ -51,7 +51,7 @@ def test_the_first_request_is_the_list_of_all_and_the_next_ones_what_has_changed
 
 
 def test_one_request_is_under_way_at_a_time() -> None:
-    found = attendance("a")
+    found = members("a")
     found.join(Member("b"))
     assert ids(found.next("e1")) == ["b"]
     found.join(Member("c"))
@@ -61,7 +61,7 @@ def test_one_request_is_under_way_at_a_time() -> None:
 
 
 def test_after_a_failure_all_is_told() -> None:
-    found = attendance("a", "b")
+    found = members("a", "b")
     found.leave("a")
     assert found.next("e1") is not None
     found.failed()
@@ -71,7 +71,7 @@ def test_after_a_failure_all_is_told() -> None:
 
 
 def test_an_owner_with_room_again_is_told_all() -> None:
-    found = attendance("a")
+    found = members("a")
     found.join(Member("b"))
     told(found, again=True)
     assert ids(told(found)) == ["a", "b"]
@@ -79,7 +79,7 @@ def test_an_owner_with_room_again_is_told_all() -> None:
 
 def test_changes_are_not_collected_while_no_owner_answers() -> None:
     """Else an owner that stays away would fill the memory of an edge."""
-    found = attendance("a")
+    found = members("a")
     assert found.next("e1") is None
     found.failed()
     for number in range(1000):
@@ -91,20 +91,20 @@ def test_changes_are_not_collected_while_no_owner_answers() -> None:
 
 
 def test_who_left_and_came_back_is_told_in_this_order() -> None:
-    found = attendance(*(f"{number:040}" for number in range(3000)))
-    for connection_id in list(found.members):
+    found = members(*(f"{number:040}" for number in range(3000)))
+    for connection_id in list(found.by_id):
         found.leave(connection_id)
         found.join(Member(connection_id))
-    seen = set(found.members)
+    seen = set(found.by_id)
     while (request := told(found)) is not None:
         seen -= set(request.left)
         seen |= set(ids(request))
-    assert seen == set(found.members)
+    assert seen == set(found.by_id)
 
 
 def test_that_the_last_one_has_left_is_told_with_the_term_that_knows_of_it() -> None:
     """A new owner must tell services that the topic is vacated, which the one before could not."""
-    found = attendance("a")
+    found = members("a")
     found.tell_all()
     found.leave("a")
     request = found.next("e1")
@@ -118,7 +118,7 @@ def test_that_the_last_one_has_left_is_told_with_the_term_that_knows_of_it() -> 
 
 
 def test_that_somebody_watches_is_told() -> None:
-    found = attendance("a")
+    found = members("a")
     watcher = Connection("a", "chat", Identity(), JSON, settled=True)
     found.watch(watcher)
     request = told(found)
@@ -135,7 +135,7 @@ def test_that_somebody_watches_is_told() -> None:
 
 @given(st.lists(st.integers(0, 20_000), max_size=40))
 def test_requests_are_bounded_in_bytes_and_hold_everybody(sizes: list[int]) -> None:
-    found = Attendance("room.1")
+    found = TopicMembers("room.1")
     for number, size in enumerate(sizes):
         found.join(Member(f"e1.{number}", info=b"x" * size))
     requests: list[Any] = []
@@ -144,4 +144,4 @@ def test_requests_are_bounded_in_bytes_and_hold_everybody(sizes: list[int]) -> N
         assert len(msgspec.msgpack.encode(request)) < REQUEST_BYTES + 21_000
     assert [each.begins for each in requests] == [True] + [False] * (len(requests) - 1)
     assert [each.ends for each in requests] == [False] * (len(requests) - 1) + [True]
-    assert [member for each in requests for member in cast("Members", each).joined] == list(found.members.values())
+    assert [member for each in requests for member in cast("Members", each).joined] == list(found.by_id.values())

@@ -14,13 +14,13 @@ from trunkline.edge.protocols.adapter import Adapter
 from trunkline.shared.presence import Member, Members, Told
 from trunkline.shared.topics import partition_of
 
-__all__ = ["Attendance"]
+__all__ = ["TopicMembers"]
 
 REQUEST_BYTES: Final = 32 * 1024
 OVERHEAD_BYTES: Final = 16
 
 
-class Attendance:
+class TopicMembers:
     """A topic's members on this edge, and those of them that want to hear of changes."""
 
     __slots__ = (
@@ -31,8 +31,8 @@ class Attendance:
         "_under_way",
         "_watched",
         "_whole",
+        "by_id",
         "heard",
-        "members",
         "name",
         "partition",
         "watchers",
@@ -41,7 +41,7 @@ class Attendance:
     def __init__(self, name: str) -> None:
         self.name = name
         self.partition = partition_of(name)
-        self.members: dict[str, Member] = {}
+        self.by_id: dict[str, Member] = {}
         self.watchers: dict[Adapter, set[Connection]] = {}
         self.heard = (0, 0)
         """Term and version of the last change that watchers were told of."""
@@ -60,13 +60,13 @@ class Attendance:
 
     def join(self, member: Member) -> None:
         """Notes a member."""
-        self.members[member.connection_id] = member
+        self.by_id[member.connection_id] = member
         if not self._whole:
             self._joined[member.connection_id] = member
 
     def leave(self, connection_id: str) -> None:
         """Notes that a member has left."""
-        if self.members.pop(connection_id, None) is not None and not self._whole:
+        if self.by_id.pop(connection_id, None) is not None and not self._whole:
             self._joined.pop(connection_id, None)
             self._left.add(connection_id)
 
@@ -108,7 +108,7 @@ class Attendance:
         begins = self._whole
         if begins:
             self._whole = False
-            self._all = deque(self.members.values())
+            self._all = deque(self.by_id.values())
         left: list[str] = []
         joined: list[Member] = []
         room = REQUEST_BYTES
@@ -127,9 +127,7 @@ class Attendance:
         ends = self._all is not None and not self._all
         if ends:
             self._all = None
-        request = Members(
-            self.name, edge_id, joined, left, len(self.members), begins, ends, self._known, bool(self.watchers)
-        )
+        request = Members(self.name, edge_id, joined, left, len(self.by_id), begins, ends, self._known, bool(self.watchers))
         self._under_way = request
         return request
 
