@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import users
 from tests.support.cluster import Cluster, cluster
 from tests.support.nats import nats_server
 from tests.support.users import credentials
@@ -45,7 +47,8 @@ async def doctor(url: str, *arguments: str, variables: Mapping[str, str] | None 
     def invoke() -> tuple[int, list[dict[str, Any]]]:
         options = ["--nats-url", url, *WAIT, "--json", *arguments]
         result = CliRunner().invoke(app, options, catch_exceptions=False, env=variables)
-        return result.exit_code, [json.loads(line) for line in result.output.splitlines()]
+        # The services of this process may log meanwhile.
+        return result.exit_code, [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
 
     return await asyncio.to_thread(invoke)
 
@@ -140,6 +143,23 @@ async def test_with_the_wrong_user() -> None:
     assert code == 1
     assert [each["check"] for each in found] == ["NATS"]
     assert "_INBOX_admin" in found[0]["found"]
+
+
+async def test_a_wrong_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subscription services that may not send publications to edges: everything looks well, and nobody hears anything."""
+    wrong = tmp_path / "users.conf"
+    right = users.USERS.read_text()
+    wrong.write_text(right.replace('"trunkline.edge.*.fan"', ""))
+    assert wrong.read_text() != right
+    monkeypatch.setattr(users, "USERS", wrong)
+    async with cluster(channel(), least_privilege=True) as trunkline:
+        code, found = await doctor(trunkline.nats.url, variables=as_admin())
+        owner = trunkline.owner.instance
+    assert code == 1
+    (_, lost), (who, refused) = bad(found)
+    assert lost == "it has not come back as edges get it"
+    assert who == f"permissions of subscriptions {owner}"
+    assert "trunkline.edge.doctor.fan" in refused
 
 
 async def test_a_refusal_by_nats_is_told_by_the_process_that_met_it() -> None:

@@ -99,6 +99,33 @@ class Compose:
         """Kills a container of a service like a power cut; the engine does not start it again by itself."""
         subprocess.run(["docker", "kill", self.containers(service)[0]], capture_output=True, timeout=60, check=True)
 
+    def doctor(self, *arguments: str) -> tuple[int, list[tuple[str, str]]]:
+        """The exit code of `trunkline doctor` in the cluster, and what it finds wrong."""
+        command = [
+            "docker",
+            "compose",
+            "--project-name",
+            PROJECT,
+            "--progress",
+            "quiet",
+            "run",
+            "--rm",
+            "--no-deps",
+            "doctor",
+        ]
+        result = subprocess.run(
+            [*command, "--json", *arguments],
+            cwd=ROOT,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        found = [json.loads(line) for line in result.stdout.splitlines()]
+        assert found, result.stderr
+        return result.returncode, [(each["check"], each["found"]) for each in found if each["grade"] != "ok"]
+
     def restart(self, container: str) -> None:
         """Stops a container as an operator does, starts it again, and returns when all are healthy."""
         subprocess.run(["docker", "restart", "--time", "35", container], capture_output=True, timeout=60, check=True)
@@ -232,6 +259,14 @@ async def test_people_chat_through_the_published_port(whole: Compose) -> None:
         said = await ada.ask("say", room="hall", text="hi")
         heard = await ben.receive()
     assert (heard["offset"], heard["data"]["text"]) == (said["offset"], "hi")
+
+
+async def test_doctor_is_content_and_names_what_is_stopped(whole: Compose) -> None:
+    client = ("--url", "http://balancer:8080", "--channel", "chat?name=doctor")
+    assert await asyncio.to_thread(whole.doctor, *client) == (0, [])
+    await asyncio.to_thread(whole.run, "stop", "edge")
+    code, found = await asyncio.to_thread(whole.doctor)
+    assert (code, found) == (1, [("edges", "none answers")])
 
 
 async def test_page_is_served(whole: Compose) -> None:

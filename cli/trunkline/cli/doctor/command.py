@@ -49,7 +49,7 @@ def doctor(
     url: Annotated[str | None, typer.Option(help="Also go the way of a client: where the edges are published.")] = None,
     channel: Annotated[str | None, typer.Option(help="The client's channel, with what on_connect asks for.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")] = False,
-    wait_s: Annotated[float, typer.Option(min=0.1, help="Seconds that processes have to answer.")] = 1.5,
+    wait_s: Annotated[float, typer.Option(min=0.1, help="Seconds that processes have to answer.")] = 1.0,
 ) -> None:
     """Check a running cluster: NATS, streams, every process, clocks, owners, lag, and a message through every role.
 
