@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 import pytest
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.cli.health import ready_url
 from trunkline.cli.mistakes import ExitCode, Mistake
@@ -41,12 +41,6 @@ async def render(ctx: Context) -> int:
 async def say(ctx: Context) -> None: ...
 """
 SUBJECTS = Subjects()
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,31 +1,13 @@
 """Key-value buckets on a real server: compare-and-set, expiry, and errors that callers can name."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared.buckets import Bucket
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
-from trunkline.shared.settings import CommonSettings
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
-    failures: list[BaseException] = []
-    bus = Bus(CommonSettings(nats_url=nats.url), "test", "one", failures.append)
-    await bus.start()
-    yield bus
-    await bus.stop()
-    assert not failures
 
 
 @pytest.fixture

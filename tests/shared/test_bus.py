@@ -15,12 +15,6 @@ from trunkline.shared.errors import TrunklineError
 from trunkline.shared.settings import CommonSettings
 
 
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
-
-
 class Failures:
     """A `fail` that keeps what it got."""
 

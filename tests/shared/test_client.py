@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared.client import DirectClient, Message, encode_frame, encode_headers
 
@@ -111,12 +111,6 @@ def test_headers_and_status_of_a_message() -> None:
     assert status.status == "100"
     assert status.headers == {"Status": "100", "Description": "Idle Heartbeat", "X": "1"}
     assert Message("a", b"", "", b"NATS/1.0 503\r\n\r\n").no_responders
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.nats import NatsServer, nats_server
+from tests.support.nats import NatsServer
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.declaring import reconcile
 from trunkline.shared.errors import TrunklineError
-from trunkline.shared.settings import CommonSettings
 from trunkline.shared.stream_config import Drift, Stream
 from trunkline.shared.streams import Streams
 
@@ -20,22 +19,11 @@ TWO = Stream(name="TWO", subjects=["two.>"], storage="memory")
 
 
 @pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def streams(nats: NatsServer) -> AsyncIterator[Streams]:
-    failures: list[BaseException] = []
-    bus = Bus(CommonSettings(nats_url=nats.url), "test", "one", failures.append)
-    await bus.start()
+async def streams(bus: Bus) -> AsyncIterator[Streams]:
     streams = Streams(bus, timeout_s=1.0)
     await streams.start()
     yield streams
     streams.stop()
-    await bus.stop()
-    assert not failures
 
 
 async def test_what_is_missing_is_created_and_what_differs_is_changed(streams: Streams) -> None:

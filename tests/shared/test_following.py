@@ -7,26 +7,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.support.nats import eventually, nats_server
+from tests.support.nats import eventually
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.following import Followed, SupersededError, pending, take_over
 from trunkline.shared.puller import Delivery, Puller
-from trunkline.shared.settings import CommonSettings
 from trunkline.shared.stream_config import Consumer, Stream
 from trunkline.shared.streams import Streams
-
-
-@pytest.fixture
-async def bus() -> AsyncIterator[Bus]:
-    failures: list[BaseException] = []
-    async with nats_server() as server:
-        bus = Bus(CommonSettings(nats_url=server.url), "test", "one", failures.append)
-        await bus.start()
-        yield bus
-        await bus.stop()
-    assert not failures
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.puller import Delivery, Puller, parse_acknowledgement_subject
-from trunkline.shared.settings import CommonSettings
 from trunkline.shared.stream_config import Consumer, Stream
 from trunkline.shared.streams import Streams
 
@@ -18,22 +17,6 @@ EVENTS = Stream(name="EVENTS", subjects=["event.>"], retention="workqueue")
 POOL = Consumer(stream="EVENTS", name="pool", ack_wait_s=30.0)
 
 Start = Callable[..., Awaitable[Puller]]
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
-    failures: list[BaseException] = []
-    bus = Bus(CommonSettings(nats_url=nats.url), "test", "one", failures.append)
-    await bus.start()
-    yield bus
-    await bus.stop()
-    assert not failures
 
 
 @pytest.fixture

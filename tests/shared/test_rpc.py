@@ -5,31 +5,14 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.rpc import Answerer, Caller
-from trunkline.shared.settings import CommonSettings
 
 INBOX = "_INBOX_test.one"
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
-    failures: list[BaseException] = []
-    bus = Bus(CommonSettings(nats_url=nats.url), "test", "one", failures.append)
-    await bus.start()
-    yield bus
-    await bus.stop()
-    assert not failures
 
 
 @pytest.fixture

@@ -4,31 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
-from trunkline.shared.settings import CommonSettings
 from trunkline.shared.stream_config import Consumer, Stream
 from trunkline.shared.streams import READ_BYTES, Entry, FencedError, Streams
 
 LOG = Stream(name="LOG", subjects=["log.>"])
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
-    failures: list[BaseException] = []
-    bus = Bus(CommonSettings(nats_url=nats.url), "test", "one", failures.append)
-    await bus.start()
-    yield bus
-    await bus.stop()
-    assert not failures
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -45,12 +45,6 @@ class Passing:
         await self.bus.stop()
         if self.failed.done():
             self.failed.result()
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
 
 
 @pytest.fixture

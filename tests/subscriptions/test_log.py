@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 import pytest
 from structlog.testing import capture_logs
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -92,12 +92,6 @@ class Instance:
     async def entries(self, name: str = NAME, namespace: Namespace = LOGGED) -> list[Entry]:
         stream, _ = SUBJECTS.log_stream(namespace.log_class)
         return await self.streams.read(stream, SUBJECTS.log(namespace.log_class, name), 10_000)
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
 
 
 @pytest.fixture

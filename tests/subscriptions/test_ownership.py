@@ -12,7 +12,7 @@ from functools import partial
 
 import nats as nats_py
 import pytest
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared.bus import Bus, Message, Subscription
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -128,12 +128,6 @@ class Instance:
         await self.bus.stop()
         if self.failed.done():
             self.failed.result()
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
 
 
 @asynccontextmanager

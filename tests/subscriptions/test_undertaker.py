@@ -7,8 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-import pytest
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus
@@ -89,12 +88,6 @@ class Instance:
         async with asyncio.timeout(10.0):
             while await self.register.connections(edge_id):
                 await asyncio.sleep(0.02)
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
 
 
 @contextlib.asynccontextmanager

@@ -3,12 +3,7 @@
     async with nats_server() as nats:
         await connect(nats.url)
 
-A start takes about 0.1 s, so every test or module can have its own. In a test module:
-
-    @pytest.fixture
-    async def nats() -> AsyncIterator[NatsServer]:
-        async with nats_server() as server:
-            yield server
+A start takes about 0.1 s, so every test can have its own: the fixture `nats`.
 """
 
 from __future__ import annotations

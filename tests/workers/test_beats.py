@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.cluster import cluster
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.app import Channel, Context
 from trunkline.shared import wire
@@ -36,12 +35,6 @@ def test_the_wait_grows_with_the_backlog() -> None:
     assert expected_wait_s(100, 0.1, slots=10, mean_s=0.5) == 5.0
     assert expected_wait_s(1, 0.0, slots=64, mean_s=0.00004) < 0.001
     assert expected_wait_s(5, 3.0, slots=2, mean_s=0.0) == 3.0, "nothing has ended yet: only the oldest tells"
-
-
-@pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
 
 
 async def test_a_worker_beats_until_it_leaves(nats: NatsServer) -> None:

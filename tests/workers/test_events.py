@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from pydantic import BaseModel
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
+from tests.support.worker import running_worker
 
 from trunkline.app import Channel, Context, TrunklineError
 from trunkline.shared import wire
@@ -83,12 +84,6 @@ class Log:
 
 
 @pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
-
-
-@pytest.fixture
 async def log(nats: NatsServer) -> AsyncIterator[Log]:
     log = Log(nats)
     await log.start()
@@ -98,16 +93,8 @@ async def log(nats: NatsServer) -> AsyncIterator[Log]:
     assert not log.failures
 
 
-@contextlib.asynccontextmanager
-async def worker(nats: NatsServer, chat: Channel, **settings: Any) -> AsyncIterator[WorkerService]:
-    settings = {"event_ack_wait_s": LONG_S, **settings}
-    service = WorkerService(WorkerSettings(nats_url=nats.url, health_port=-1, **settings), [chat])
-    try:
-        await service.start()
-        yield service
-    finally:
-        await service.stop()
-    assert not service.failed.done()
+def worker(nats: NatsServer, chat: Channel, **settings: Any) -> AbstractAsyncContextManager[WorkerService]:
+    return running_worker(nats, chat, **{"event_ack_wait_s": LONG_S, **settings})
 
 
 async def test_a_worker_takes_no_more_events_than_it_has_slots(nats: NatsServer, log: Log) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
+from tests.support.worker import running_worker
 
 from trunkline.app import Channel, Context, Disconnect, Reject
 from trunkline.shared.bus import Bus
@@ -19,8 +19,6 @@ from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, Life, Register, 
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
-from trunkline.workers.service import WorkerService
-from trunkline.workers.settings import WorkerSettings
 
 SUBJECTS = Subjects()
 
@@ -41,12 +39,6 @@ class Edge:
 
 
 @pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
-
-
-@pytest.fixture
 async def edge(nats: NatsServer) -> AsyncIterator[Edge]:
     edge = Edge(nats)
     await edge.bus.start()
@@ -54,17 +46,6 @@ async def edge(nats: NatsServer) -> AsyncIterator[Edge]:
     yield edge
     edge.streams.stop()
     await edge.bus.stop()
-
-
-@asynccontextmanager
-async def worker(nats: NatsServer, chat: Channel, **settings: Any) -> AsyncIterator[WorkerService]:
-    service = WorkerService(WorkerSettings(nats_url=nats.url, health_port=-1, **settings), [chat])
-    try:
-        await service.start()
-        yield service
-    finally:
-        await service.stop()
-    assert not service.failed.done()
 
 
 def counting(gone: list[tuple[str, str | None, Any, Any]], **options: Any) -> Channel:
@@ -83,7 +64,7 @@ def counting(gone: list[tuple[str, str | None, Any, Any]], **options: Any) -> Ch
 
 async def test_workers_share_the_events(nats: NatsServer, edge: Edge) -> None:
     gone: list[Any] = []
-    async with worker(nats, counting(gone)), worker(nats, counting(gone)):
+    async with running_worker(nats, counting(gone)), running_worker(nats, counting(gone)):
         for number in range(20):
             await edge.tell(f"e.c{number}", user="ada", claims=b'{"sub":"ada"}', state=b'{"room":1}')
         await eventually(lambda: len(gone) >= 20)
@@ -92,7 +73,7 @@ async def test_workers_share_the_events(nats: NatsServer, edge: Edge) -> None:
 
 async def test_an_event_without_user_and_state(nats: NatsServer, edge: Edge) -> None:
     gone: list[Any] = []
-    async with worker(nats, counting(gone)):
+    async with running_worker(nats, counting(gone)):
         await edge.tell("e.c")
         await eventually(lambda: gone)
     assert gone[0][1] is None
@@ -102,11 +83,11 @@ async def test_an_event_without_user_and_state(nats: NatsServer, edge: Edge) -> 
 async def test_events_wait_for_a_worker_of_their_pool(nats: NatsServer, edge: Edge) -> None:
     """A worker of another pool has announced the channel, so that edges write events already."""
     gone: list[Any] = []
-    async with worker(nats, counting(gone), pool=["heavy"]):
+    async with running_worker(nats, counting(gone), pool=["heavy"]):
         await edge.tell("e.c")
         await edge.tell("e.d")
     assert gone == []
-    async with worker(nats, counting(gone), pool=["default"]):
+    async with running_worker(nats, counting(gone), pool=["default"]):
         await eventually(lambda: len(gone) == 2)
 
 
@@ -127,7 +108,7 @@ async def test_what_fails_each_time_is_given_up_loudly(
             raise RuntimeError("never")
 
     with capture_logs() as logs:
-        async with worker(nats, chat):
+        async with running_worker(nats, chat):
             await edge.tell("e.rejected")
             await edge.tell("e.poison")
             await edge.tell("e.good")
@@ -140,7 +121,7 @@ async def test_what_fails_each_time_is_given_up_loudly(
 
 async def test_what_cannot_be_read_holds_nothing_up(nats: NatsServer, edge: Edge) -> None:
     gone: list[Any] = []
-    async with worker(nats, counting(gone)):
+    async with running_worker(nats, counting(gone)):
         await edge.streams.append(SUBJECTS.lifecycle("chat", DISCONNECTED, "e.c"), b"?")
         await edge.tell("e.d")
         await eventually(lambda: gone)
@@ -159,7 +140,7 @@ async def test_a_dead_letter_is_given_another_chance(nats: NatsServer, edge: Edg
             raise RuntimeError("not now")
 
     letters = DeadLetters(edge.streams, SUBJECTS)
-    async with worker(nats, chat):
+    async with running_worker(nats, chat):
         await edge.tell("e.c")
         async with asyncio.timeout(5.0):
             while not (found := [each async for each in letters.read()]):
@@ -175,7 +156,7 @@ async def test_an_event_that_its_workers_did_not_survive_is_given_up(
     """They were killed, so that nobody said anything about it."""
     gone: list[Any] = []
     monkeypatch.setattr("trunkline.workers.lifecycle.ATTEMPTS", 0)
-    async with worker(nats, counting(gone)):
+    async with running_worker(nats, counting(gone)):
         await edge.tell("e.c")
         async with asyncio.timeout(5.0):
             while not [each async for each in DeadLetters(edge.streams, SUBJECTS).read()]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +11,8 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 from structlog.testing import capture_logs
-from tests.support.nats import NatsServer, eventually, nats_server
+from tests.support.nats import NatsServer, eventually
+from tests.support.worker import running_worker
 
 from trunkline.app import Channel, ChannelError, Context, Position, Reject, TrunklineError
 from trunkline.shared import wire
@@ -105,12 +105,6 @@ class Edge:
 
 
 @pytest.fixture
-async def nats() -> AsyncIterator[NatsServer]:
-    async with nats_server() as server:
-        yield server
-
-
-@pytest.fixture
 async def edge(nats: NatsServer) -> AsyncIterator[Edge]:
     edge = Edge(nats)
     await edge.start()
@@ -118,17 +112,6 @@ async def edge(nats: NatsServer) -> AsyncIterator[Edge]:
     edge.caller.stop()
     await edge.bus.stop()
     assert not edge.failures
-
-
-@contextlib.asynccontextmanager
-async def worker(nats: NatsServer, chat: Channel, **settings: Any) -> AsyncIterator[WorkerService]:
-    service = WorkerService(WorkerSettings(nats_url=nats.url, health_port=-1, **settings), [chat])
-    try:
-        await service.start()
-        yield service
-    finally:
-        await service.stop()
-    assert not service.failed.done()
 
 
 async def test_calls_are_answered(nats: NatsServer, edge: Edge) -> None:
@@ -142,7 +125,7 @@ async def test_calls_are_answered(nats: NatsServer, edge: Edge) -> None:
     async def may(ctx: Context, room: int) -> bool:
         return room < 10
 
-    async with worker(nats, chat):
+    async with running_worker(nats, chat):
         assert await edge.call("say", {"text": "hi"}) == {"text": "hi", "from": CONNECTION}
         assert await edge.call("room.{room}", {"topic": "room.1"}, kind="subscribe") is True
         assert await edge.call("room.{room}", {"topic": "room.11"}, kind="publish") is False
@@ -193,7 +176,7 @@ async def test_errors_have_codes_and_keep_secrets(nats: NatsServer, edge: Edge) 
         await asyncio.sleep(0)
         return message.text
 
-    async with worker(nats, chat, slots=1):
+    async with running_worker(nats, chat, slots=1):
         rejected = await edge.refused("reject")
         assert (rejected.code, rejected.message, rejected.detail, rejected.status) == (
             "full",
@@ -226,7 +209,7 @@ async def test_a_malformed_call_costs_only_itself(nats: NatsServer, edge: Edge) 
     async def say(ctx: Context, message: Say) -> str:
         return message.text
 
-    async with worker(nats, chat):
+    async with running_worker(nats, chat):
         subject = edge.subjects.call("chat", "message", "say")
         with pytest.raises(TrunklineError, match="malformed call"):
             await edge.caller.request(subject, wire.encode([1, 2]), 5.0)
@@ -247,7 +230,7 @@ async def test_backlog_is_bounded_and_slots_bound_concurrency(nats: NatsServer, 
         await release.wait()
         running -= 1
 
-    async with worker(nats, chat, slots=2, backlog_calls=3):
+    async with running_worker(nats, chat, slots=2, backlog_calls=3):
         first = [edge.ask("wait") for _ in range(2)]
         await eventually(lambda: running == 2)
         rest = [edge.ask("wait") for _ in range(5)]
@@ -268,7 +251,7 @@ async def test_backlog_is_bounded_in_bytes(nats: NatsServer, edge: Edge) -> None
     async def say(ctx: Context, message: Say) -> int:
         return len(message.text)
 
-    async with worker(nats, chat, backlog_bytes=2000):
+    async with running_worker(nats, chat, backlog_bytes=2000):
         assert (await edge.refused("say", {"text": "x" * 2000})).code == "overloaded"
         assert await edge.call("say", {"text": "x" * 1000}) == 1000
 
@@ -294,7 +277,7 @@ async def test_effects_reach_connections_before_the_reply(nats: NatsServer, edge
         await ctx.connection(message).close()
 
     await edge.own("room.1")
-    async with worker(nats, chat):
+    async with running_worker(nats, chat):
         answers = [edge.ask("quick"), edge.ask("act")]
         await asyncio.gather(*answers)
         result = msgspec.msgpack.decode(answers[1].result(), type=wire.CallResult)
@@ -324,7 +307,7 @@ async def test_sends_of_one_tick_arrive_before_the_answers_of_that_tick(nats: Na
     async def send(ctx: Context) -> None:
         await ctx.send(1)
 
-    async with worker(nats, chat, slots=1):
+    async with running_worker(nats, chat, slots=1):
         # The answer of `quick` is gathered first; it must not pull that of `send` past what `send` sent.
         await asyncio.gather(*[edge.ask(action) for action in ("quick", "send") * 20])
         assert edge.seen.count("Send") == 20
@@ -338,7 +321,7 @@ async def test_publish_waits_for_an_owner(nats: NatsServer, edge: Edge) -> None:
     async def publish(ctx: Context) -> int:
         return (await ctx.publish("room.1", 1)).offset
 
-    async with worker(nats, chat):
+    async with running_worker(nats, chat):
         answer = edge.ask("publish")
         # Somebody else's call goes through meanwhile, so the publish has had its first refusal.
         with pytest.raises(TimeoutError):
@@ -371,7 +354,7 @@ async def test_resources_live_as_long_as_the_worker(nats: NatsServer, edge: Edge
     async def ask(ctx: Context, database: Database) -> bool:
         return database.open
 
-    async with worker(nats, chat):
+    async with running_worker(nats, chat):
         assert await edge.call("ask") is True
     assert database.open is False
     assert tasks[0] is tasks[1]
@@ -391,7 +374,7 @@ async def test_a_resource_that_does_not_open_is_named(nats: NatsServer) -> None:
     async def ask(ctx: Context, database: Database) -> None: ...
 
     with pytest.raises(ChannelError, match=r"test_service\.py:\d+ .*open_database.*no route"):
-        async with worker(nats, chat):
+        async with running_worker(nats, chat):
             pass
 
 
@@ -405,15 +388,15 @@ async def test_manifest_is_published_when_it_changed(nats: NatsServer, edge: Edg
         return chat
 
     bucket = await edge.bus.bucket(edge.subjects.bucket(BUCKET))
-    async with worker(nats, channel("say")):
+    async with running_worker(nats, channel("say")):
         stored = await bucket.get("chat")
         assert stored is not None
         assert list(Manifest.decode(stored[0]).actions) == ["say"]
         await eventually(lambda: edge.notices == [wire.NewManifest("chat")])
-    async with worker(nats, channel("say")):
+    async with running_worker(nats, channel("say")):
         assert (again := await bucket.get("chat")) is not None
         assert again[1] == stored[1]
-    async with worker(nats, channel("shout")):
+    async with running_worker(nats, channel("shout")):
         await eventually(lambda: len(edge.notices) == 2)
         assert (changed := await bucket.get("chat")) is not None
         assert changed[1] > stored[1]
@@ -431,7 +414,7 @@ async def test_a_worker_runs_the_handlers_of_its_pools(nats: NatsServer, edge: E
         return "rendered"
 
     with capture_logs() as logs:
-        async with worker(nats, studio, pool=["heavy", "haevy"]):
+        async with running_worker(nats, studio, pool=["heavy", "haevy"]):
             assert await edge.call("render") == "rendered"
             assert (await edge.refused("say")).code == "no_worker"
             bucket = await edge.bus.bucket(edge.subjects.bucket(BUCKET))
@@ -490,7 +473,7 @@ async def test_calls_go_on_after_the_broker_was_away(nats: NatsServer, edge: Edg
     async def say(ctx: Context, message: Say) -> str:
         return message.text
 
-    async with worker(nats, chat) as service:
+    async with running_worker(nats, chat) as service:
         await nats.stop(kill=True)
         await eventually(lambda: not service._bus.connected)
         await nats.start()
@@ -535,7 +518,7 @@ async def test_nobody_leaves_threads_behind(nats: NatsServer, edge: Edge) -> Non
     def pid(ctx: Context) -> int:
         return os.getpid()
 
-    async with worker(nats, chat) as service:
+    async with running_worker(nats, chat) as service:
         assert await edge.call("pid") == os.getpid()
         threads = list(service._executor._threads)
     await eventually(lambda: not any(thread.is_alive() for thread in threads))
