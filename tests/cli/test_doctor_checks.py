@@ -146,11 +146,14 @@ def test_replicas_that_lag_and_streams_without_a_leader() -> None:
     well = {"cluster": {"leader": "n1", "replicas": [{"name": "n2", "current": True}, {"name": "n3", "current": True}]}}
     (fine,) = check_replicas({"A": well, "alone": {"cluster": {"leader": "n1"}}, "standalone": {}})
     assert fine.grade is Grade.OK
-    lagging = {"cluster": {"leader": "n1", "replicas": [{"name": "n2", "current": True}, {"name": "n3", "offline": True}]}}
-    (warning,) = check_replicas({"A": lagging})
-    assert (warning.grade, warning.found) == (Grade.WARNING, "not current on n3")
-    (fault,) = check_replicas({"A": {"cluster": {"replicas": [{"name": "n2", "offline": True}]}}})
-    assert fault.grade is Grade.FAULT
+    lagging = {"cluster": {"leader": "n1", "replicas": [{"name": "n2", "current": True}, {"name": "n3", "current": False}]}}
+    (warning,) = check_replicas({"A": lagging, "B": lagging})
+    assert (warning.check, warning.grade, warning.found) == ("NATS node n3", Grade.WARNING, "it is behind with A, B")
+    down = {"cluster": {"leader": "n1", "replicas": [{"name": "n2", "current": True}, {"name": "n3", "offline": True}]}}
+    (fault,) = check_replicas({"A": down, "B": down})
+    assert (fault.check, fault.grade) == ("NATS node n3", Grade.FAULT)
+    leaderless, _ = check_replicas({"A": {"cluster": {"replicas": [{"name": "n2", "offline": True}]}}})
+    assert leaderless.found == "it has no leader, so nothing can be written"
 
 
 def test_much_that_waits_is_a_warning() -> None:

@@ -93,16 +93,25 @@ def check_streams(count: int, drifts: Iterable[Drift]) -> list[Check]:
 def check_replicas(infos: Mapping[str, Mapping[str, Any]]) -> list[Check]:
     """Leaders and replicas, by what JetStream says of each stream (`STREAM.INFO`)."""
     checks = []
+    offline: dict[str, list[str]] = {}
+    late: dict[str, list[str]] = {}
     for stream, info in infos.items():
         cluster = info.get("cluster") or {}
         replicas = cluster.get("replicas") or []
-        late = [each["name"] for each in replicas if each.get("offline") or not each.get("current")]
         if replicas and not cluster.get("leader"):
             advice = "start the NATS nodes that are down: more than half of its replicas must run"
             checks.append(Check(f"stream {stream}", Grade.FAULT, "it has no leader, so nothing can be written", advice))
-        elif late:
-            advice = "start these NATS nodes, or wait until they have caught up; stop no other node meanwhile"
-            checks.append(Check(f"stream {stream}", Grade.WARNING, f"not current on {', '.join(late)}", advice))
+        for each in replicas:
+            if each.get("offline"):
+                offline.setdefault(each["name"], []).append(stream)
+            elif not each.get("current"):
+                late.setdefault(each["name"], []).append(stream)
+    for node, streams in offline.items():
+        advice = "start this NATS node; until it has caught up, another one that stops takes these streams away"
+        checks.append(Check(f"NATS node {node}", Grade.FAULT, f"it is down: a replica of {_listed(streams)}", advice))
+    for node, streams in late.items():
+        advice = "wait until it has caught up, and stop no other node meanwhile"
+        checks.append(Check(f"NATS node {node}", Grade.WARNING, f"it is behind with {_listed(streams)}", advice))
     return checks or [Check("replicas", Grade.OK, f"{len(infos)} streams have a leader, and all replicas are current")]
 
 

@@ -37,10 +37,10 @@ async def check_client(settings: TailSettings) -> Check:
                 answer = msgspec.json.decode(await socket.receive_str())
     except aiohttp.WSServerHandshakeError as error:
         if error.status in REFUSED:
-            advice = "give --token, or what on_connect asks for: --channel 'chat?name=me'"
+            advice = "set TRUNKLINE_TAIL_TOKEN, or give what on_connect asks for: --channel 'chat?name=me'"
             return Check(name, Grade.WARNING, f"an edge answers, and refuses us (HTTP {error.status})", advice)
         advice = (
-            "404: the channel has no worker, or there is a typo in --channel; 502, 503: no edge is ready behind this address"
+            "404: no worker has ever announced this channel; 502, 503: no edge behind this address, or no worker, is ready"
         )
         return Check(name, Grade.FAULT, f"HTTP {error.status} for {url.path}", advice)
     except (aiohttp.ClientError, OSError, TimeoutError, TypeError) as error:
