@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tests.support.cluster import Client, Cluster, cluster
+from tests.support.cluster import Cluster, cluster, subscribed
 from tests.support.nats import eventually
 
 from trunkline.app import Channel, Context
@@ -47,12 +47,6 @@ def channel() -> Channel:
 async def trunkline() -> AsyncIterator[Cluster]:
     async with cluster(channel()) as found:
         yield found
-
-
-async def subscribed(client: Client, topic: str, **position: Any) -> Any:
-    answer = await client.ask("$subscribe", topic=topic, **position)
-    assert "error" not in answer, answer
-    return answer
 
 
 @pytest.mark.parametrize("topic", ["log.1", "live.1"])

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import nats
 import pytest
-from tests.support.cluster import Client, Cluster, cluster
+from tests.support.cluster import Client, Cluster, cluster, published
 from tests.support.nats import eventually
 
 from trunkline.app import Channel, Context
@@ -54,15 +54,6 @@ async def subscribed(client: Client, topic: str, at: Any = None) -> Any:
     position = {} if at is None else {"offset": at["offset"], "epoch": at["epoch"]}
     answer = await client.ask("$subscribe", topic=topic, **position)
     assert "error" not in answer, answer
-    return answer
-
-
-async def published(trunkline: Cluster, topic: str, *values: Any) -> Any:
-    """Publishes one after the other; returns the last position."""
-    answer = None
-    for value in values:
-        answer = await trunkline.publish(topic, value)
-        assert "error" not in answer, answer
     return answer
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tests.support.cluster import Client, Cluster, cluster
+from tests.support.cluster import Cluster, cluster, published, subscribed
 
 from trunkline.app import Channel, Context
 
@@ -39,21 +38,6 @@ def channel() -> Channel:
 async def trunkline() -> AsyncIterator[Cluster]:
     async with cluster(channel()) as found:
         yield found
-
-
-async def published(trunkline: Cluster, topic: str, *values: Any) -> Any:
-    """Publishes one after the other; returns the last position."""
-    answer = None
-    for value in values:
-        answer = await trunkline.publish(topic, value)
-        assert "error" not in answer, answer
-    return answer
-
-
-async def subscribed(client: Client, topic: str, **position: Any) -> Any:
-    answer = await client.ask("$subscribe", topic=topic, **position)
-    assert "error" not in answer, answer
-    return answer
 
 
 async def test_a_new_subscriber_gets_the_last_publication(trunkline: Cluster) -> None:

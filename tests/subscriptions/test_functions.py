@@ -9,11 +9,10 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from tests.support.cluster import Client, cluster
+from tests.support.cluster import Client, cluster, subscribed
 from tests.support.nats import eventually
 from tests.support.simulated_log import Log
 
@@ -76,12 +75,6 @@ class Source:
                 await asyncio.sleep(self.finally_s)
                 self.running[name] -= 1
                 self.events.append(f"ends {name}")
-
-
-async def subscribed(client: Client, topic: str) -> dict[str, Any]:
-    answer: dict[str, Any] = await client.ask("$subscribe", topic=topic)
-    assert "error" not in answer, answer
-    return answer
 
 
 async def numbers(client: Client, count: int, topic: str = "count.a") -> list[int]:

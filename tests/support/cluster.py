@@ -35,7 +35,7 @@ from trunkline.subscriptions.settings import SubscriptionSettings
 from trunkline.workers.service import WorkerService
 from trunkline.workers.settings import WorkerSettings
 
-__all__ = ["Client", "Closed", "Cluster", "cluster"]
+__all__ = ["Client", "Closed", "Cluster", "cluster", "published", "subscribed"]
 
 S = TypeVar("S", bound=Service)
 
@@ -231,3 +231,19 @@ async def cluster(
             yield found
         finally:
             await found.close()
+
+
+async def subscribed(client: Client, topic: str = "room.1", **position: Any) -> Any:
+    """Subscribes; returns the answer."""
+    answer = await client.ask("$subscribe", topic=topic, **position)
+    assert answer.get("topic") == topic, answer
+    return answer
+
+
+async def published(trunkline: Cluster, topic: str, *values: Any) -> Any:
+    """Publishes one after the other; returns the last position."""
+    answer = None
+    for value in values:
+        answer = await trunkline.publish(topic, value)
+        assert "error" not in answer, answer
+    return answer
