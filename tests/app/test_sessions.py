@@ -124,6 +124,7 @@ async def test_a_test_fails_with_what_the_session_raises_or_when_it_hangs() -> N
 async def test_a_wait_that_is_given_up_loses_no_message_and_two_readers_are_a_mistake() -> None:
     channel = Channel("guess")
     seen: list[str] = []
+    given_up = asyncio.Event()
 
     @channel.session
     async def play(session: Session) -> None:
@@ -133,10 +134,11 @@ async def test_a_wait_that_is_given_up_loses_no_message_and_two_readers_are_a_mi
         await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="another task reads"):
             await anext(session)
+        given_up.set()
         seen.append((await first).action)
 
     async with run_session(channel) as client:
-        await asyncio.sleep(0.01)
+        await given_up.wait()
         client.say("one")
         await client.disconnect()
     assert seen == ["one"]

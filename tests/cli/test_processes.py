@@ -102,9 +102,7 @@ async def test_processes_share_a_pool_and_are_renewed(nats: NatsServer, caller: 
             os.kill(processes.pids[0], signal.SIGKILL)
             await eventually(lambda: set(processes.pids) != before and 0 not in processes.pids, 60)
             assert len(set(processes.pids) & before) == 1
-            async with asyncio.timeout(60):
-                while not await ready():
-                    await asyncio.sleep(0.05)
+            await eventually(ready, 60)
         await serve_both(caller, processes)
     finally:
         pids = processes.pids

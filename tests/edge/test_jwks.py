@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jwt import PyJWK
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from tests.support.nats import eventually
 
 from trunkline.edge import jwks
 from trunkline.edge.jwks import Jwks, JwksError, read_keys
@@ -79,12 +80,6 @@ async def create(issuer: Issuer) -> AsyncIterator[Callable[..., Jwks]]:
         await each.stop()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def unavailable(keys: Jwks, kid: str) -> bool:
     try:
         await keys.find(kid, "ES256")
@@ -105,7 +100,7 @@ async def test_many_callers_share_a_fetch(issuer: Issuer, create: Callable[..., 
     issuer.body = document({**EC, "kid": "b"})
     issuer.open.clear()
     callers = [asyncio.create_task(keys.find("b", "ES256")) for _ in range(20)]
-    await until(lambda: issuer.asked == 2)
+    await eventually(lambda: issuer.asked == 2)
     callers[0].cancel()
     issuer.open.set()
     found = await asyncio.gather(*callers, return_exceptions=True)
@@ -121,9 +116,7 @@ async def test_unknown_keys_are_asked_for_once_per_pause(issuer: Issuer, create:
     assert await keys.find("b", "ES256") is None
     assert issuer.asked == 2
     issuer.body = document({**EC, "kid": "b"})
-    async with asyncio.timeout(5):
-        while await keys.find("b", "ES256") is None:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: keys.find("b", "ES256"))
     assert issuer.asked == 3
 
 
@@ -131,7 +124,7 @@ async def test_start_tries_again(issuer: Issuer, create: Callable[..., Jwks]) ->
     issuer.status = 500
     keys = create()
     starting = asyncio.create_task(keys.start())
-    await until(lambda: issuer.asked >= 1)
+    await eventually(lambda: issuer.asked >= 1)
     issuer.status = 200
     await starting
     assert await keys.find("a", "ES256") is not None
@@ -144,8 +137,8 @@ async def test_down_at_the_start_and_then_up(issuer: Issuer, create: Callable[..
     assert await unavailable(keys, "a")
     issuer.status = 200
     asked = issuer.asked
-    await until(lambda: issuer.asked > asked)
-    await until(lambda: not keys._failing)
+    await eventually(lambda: issuer.asked > asked)
+    await eventually(lambda: not keys._failing)
     assert await keys.find("a", "ES256") is not None
 
 
@@ -154,7 +147,7 @@ async def test_keys_serve_on_while_the_url_is_down(issuer: Issuer, create: Calla
     await keys.start()
     failed = counted("failed")
     issuer.status = 500
-    await until(lambda: counted("failed") >= failed + 3)
+    await eventually(lambda: counted("failed") >= failed + 3)
     assert await keys.find("a", "ES256") is not None
     assert await unavailable(keys, "b")
 
@@ -182,7 +175,7 @@ async def test_stop_ends_a_fetch(issuer: Issuer, create: Callable[..., Jwks]) ->
     await keys.start()
     issuer.open.clear()
     caller = asyncio.create_task(unavailable(keys, "b"))
-    await until(lambda: issuer.asked == 2)
+    await eventually(lambda: issuer.asked == 2)
     async with asyncio.timeout(5):
         await keys.stop()
         assert await caller

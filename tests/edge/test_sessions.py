@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.support.cluster import cluster
+from tests.support.nats import eventually
 
 from trunkline.app import Channel, Session
 
@@ -36,10 +37,8 @@ async def test_the_last_connection_of_a_partition_may_end_while_it_is_compared()
                 for _ in range(ticks):
                     await asyncio.sleep(0)
                 sessions.ended(connection, 1000, "")
-                await asyncio.sleep(0.01)
             assert connection not in sessions
-            while hub.connections:
-                await asyncio.sleep(0.001)
+            await eventually(lambda: not hub.connections)
         assert not trunkline.edge.failed.done()
         async with trunkline.connect(GAME) as ada:
             assert await ada.ask("count") == {"result": 1}

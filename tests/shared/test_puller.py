@@ -56,12 +56,6 @@ async def pending(bus: Bus) -> tuple[int, int]:
     return info.num_ack_pending or 0, info.num_pending or 0
 
 
-async def until(condition: Callable[[], Awaitable[object]], timeout_s: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await condition():
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize(
     "subject",
     [
@@ -108,7 +102,7 @@ async def test_what_is_acknowledged_is_gone(bus: Bus, streams: Streams, start: S
     async def done() -> bool:
         return await pending(bus) == (0, 0)
 
-    await until(done)
+    await eventually(done)
     assert (await bus.jetstream.stream_info("EVENTS")).state.messages == 0
     assert puller.busy == 0
 
@@ -193,7 +187,7 @@ async def test_what_is_not_acknowledged_in_time_comes_again(bus: Bus, streams: S
     async def gone() -> bool:
         return await pending(bus) == (0, 0)
 
-    await until(gone)
+    await eventually(gone)
     assert slow.delivery_count == 1
 
 
@@ -290,7 +284,7 @@ async def test_a_restarted_server_is_pulled_from_again(nats: NatsServer, bus: Bu
             return False
         return True
 
-    await until(put_again)
+    await eventually(put_again)
     await eventually(lambda: seen[b"after"], 3.0)
     assert puller.busy == 0
 
@@ -312,7 +306,7 @@ async def test_a_silent_server_is_asked_anew_and_the_credit_still_holds(
         # What the old pull took was given back, and waits.
         return await pending(bus) == (5, 15)
 
-    await until(none_lost)
+    await eventually(none_lost)
 
 
 async def test_a_drained_puller_has_delivered_all_and_takes_no_more(bus: Bus, streams: Streams) -> None:
@@ -400,7 +394,7 @@ async def test_nothing_of_ten_thousand_is_lost_through_a_kill(
     async def all_done() -> bool:
         return len(seen) == 10_000 and bus.connected and await pending(bus) == (0, 0)
 
-    await until(all_done, 20.0)
+    await eventually(all_done, 20.0)
     assert seen.total() - 10_000 <= 1_000  # what was with us at the kill comes twice: at least once
 
 

@@ -72,9 +72,7 @@ async def consumers(trunkline: Cluster) -> list[Any]:
 
 
 async def until_followed(trunkline: Cluster) -> None:
-    async with asyncio.timeout(10):
-        while not await consumers(trunkline):
-            await asyncio.sleep(0.02)
+    await eventually(lambda: consumers(trunkline), 10)
 
 
 async def sell(trunkline: Cluster, number: int, *values: Any) -> None:

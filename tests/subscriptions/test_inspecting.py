@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from tests.support.cluster import cluster
-from tests.support.nats import NatsServer, nats_server
+from tests.support.nats import NatsServer, eventually, nats_server
 
 from trunkline.app import Channel, Context, TopicFeed
 from trunkline.shared.bus import Bus
@@ -95,9 +95,7 @@ async def test_what_is_told_of_a_topic() -> None:
             assert (room.function, room.edges, room.offset, room.history) == (None, 0, 1, 0)
             return True
 
-        async with asyncio.timeout(10.0):
-            while not await shown():
-                await asyncio.sleep(0.02)
+        await eventually(shown, 10.0)
 
 
 async def test_an_instance_that_lacks_the_function_says_it_is_missing() -> None:

@@ -114,7 +114,7 @@ async def test_a_message_that_was_held_and_comes_again_is_taken_once_and_one_tha
         assert await edge.say("one", 1, "count", n=1) == ""
         assert await edge.say("one", 2, "count", n=2) == "overloaded"
         twice = [asyncio.create_task(edge.say("one", 3, "count", n=3)) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await asyncio.wait(twice, return_when=asyncio.FIRST_COMPLETED)  # the one that came first, when the other has come
         game.reading.set()
         assert sorted(await asyncio.gather(*twice)) == ["", "overloaded"], "only the last one counts"
         assert await edge.say("one", 4, "count", n=4) == ""
@@ -167,7 +167,7 @@ async def test_who_connects_while_there_is_no_owner_waits_for_one(game: Game) ->
                 return answer
 
         connecting = asyncio.create_task(connect())
-        await asyncio.sleep(0.1)
+        await eventually(lambda: trunkline.edge._sessions._sessions)
         assert not connecting.done()
         await trunkline.start_owner()
         assert await connecting == {"number": 1}

@@ -9,6 +9,7 @@ A start takes about 0.1 s, so every test can have its own: the fixture `nats`.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import shutil
@@ -108,9 +109,12 @@ async def nats_server(*arguments: str) -> AsyncIterator[NatsServer]:
 
 
 async def eventually(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    """Waits until `condition` is true, and fails with `TimeoutError` when it is not in time."""
+    """Waits until what `condition` returns is true, and fails with `TimeoutError` when it is not in time.
+
+    A condition may be `async`, or return what is to be awaited.
+    """
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not (await found if inspect.isawaitable(found := condition()) else found):
             await asyncio.sleep(POLL_S)
 
 

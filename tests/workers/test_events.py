@@ -231,9 +231,7 @@ async def test_an_event_whose_dead_letter_cannot_be_written_stays_an_event(nats:
             lags = await log.streams.lags("trunkline_EVENTS")
             return sum(lag.waiting + lag.under_way for lag in lags) == 1 and len(await log.dead()) == 2
 
-        async with asyncio.timeout(10.0):
-            while not await settled():
-                await asyncio.sleep(0.02)
+        await eventually(settled, 10.0)
 
 
 async def test_an_event_waits_for_a_worker_that_knows_it(nats: NatsServer, log: Log) -> None:
@@ -251,9 +249,7 @@ async def test_an_event_waits_for_a_worker_that_knows_it(nats: NatsServer, log: 
 
     async with worker(nats, old):
         await log.put("new")
-        async with asyncio.timeout(5.0):
-            while not await log.under_way():
-                await asyncio.sleep(0.01)
+        await eventually(log.under_way)
     async with worker(nats, new):
         await log.empty()
     assert handled[0] > 1
