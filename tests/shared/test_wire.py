@@ -36,6 +36,7 @@ ENVELOPES: list[type[msgspec.Struct]] = [
     wire.Subscribe,
     wire.Unsubscribe,
     wire.Refresh,
+    wire.Moved,
     wire.NewOwner,
     wire.NewManifest,
     wire.Served,
@@ -242,7 +243,7 @@ def test_a_fan_out_is_read_as_a_fan(fan: wire.Fan) -> None:
                 presence.ReadPresence,
             ],
         ),
-        (wire.Command, [wire.Send, wire.Close, wire.Subscribe, wire.Unsubscribe, wire.Refresh]),
+        (wire.Command, [wire.Send, wire.Close, wire.Subscribe, wire.Unsubscribe, wire.Refresh, wire.Moved]),
     ],
 )
 @given(data=st.data())

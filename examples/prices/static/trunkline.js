@@ -100,11 +100,15 @@ export class Trunkline extends EventTarget {
   /**
    * Follows a topic through every reconnect; returns the function that ends it. Handlers, all optional:
    * onSubscribed(reply), onMessage(data, offset) in order and once each, onLost() when some may be missing,
-   * onError(error) when the server refuses.
+   * onError(error) when the server refuses, onMembers(members) whenever other ones are subscribed than before.
    */
   subscribe(topic, handlers) {
     if (this.#subscriptions.has(topic)) throw new Error(`already subscribed to ${topic}`);
-    const subscription = { topic, handlers, position: null };
+    const subscription = { topic, handlers, position: null, members: null };
+    if (handlers.onMembers) {
+      const read = (cursor) => this.call("$presence", { topic, limit: 1000, cursor });
+      subscription.members = new Members(read, handlers.onMembers);
+    }
     this.#subscriptions.set(topic, subscription);
     if (this.#state.name === "online") this.#subscribe(subscription);
     return () => {
@@ -114,13 +118,22 @@ export class Trunkline extends EventTarget {
     };
   }
 
+  /** Subscribes anew, from where it was: the server asks again who this is and what others see of it. */
+  async renew(topic) {
+    const subscription = this.#subscriptions.get(topic);
+    if (!subscription || this.#state.name !== "online") return;
+    await this.call("$unsubscribe", { topic }).catch(() => {}); // what comes next tells
+    if (this.#subscriptions.get(topic) === subscription) await this.#subscribe(subscription);
+  }
+
   async #subscribe(subscription, attempt = 0) {
     const { topic, handlers, position } = subscription;
     const socket = this.#socket;
     const current = () => this.#socket === socket && this.#subscriptions.get(topic) === subscription;
     let reply;
     try {
-      reply = await this.call("$subscribe", { topic, ...position });
+      const presence = subscription.members ? true : undefined;
+      reply = await this.call("$subscribe", { topic, ...position, presence });
     } catch (error) {
       if (current()) this.#refused(subscription, error, attempt);
       return; // a new connection subscribes again
@@ -135,6 +148,7 @@ export class Trunkline extends EventTarget {
     for (const message of messages) this.#deliver(subscription, message);
     subscription.position = { offset, epoch };
     handlers.onSubscribed?.(reply);
+    subscription.members?.reload();
   }
 
   #refused(subscription, error, attempt) {
@@ -178,8 +192,9 @@ export class Trunkline extends EventTarget {
   }
 
   #told(subscription, what, error) {
-    const { offset, epoch, lost, subscribed, unsubscribed } = what;
-    if (unsubscribed) this.#refused(subscription, new TrunklineError(error), 0);
+    const { offset, epoch, lost, subscribed, unsubscribed, presence } = what;
+    if (presence) subscription.members?.change(presence);
+    else if (unsubscribed) this.#refused(subscription, new TrunklineError(error), 0);
     else if (lost || subscribed) subscription.position = { offset, epoch };
     else this.#deliver(subscription, what);
     if (lost) subscription.handlers.onLost?.();
@@ -239,5 +254,68 @@ export class Trunkline extends EventTarget {
 
   #emit(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}
+
+/** The members of a topic: pages of them, and what has changed since. A change that does not follow means to read again. */
+class Members {
+  #read;
+  #tell;
+  #members = new Map(); // connection id → member
+  #epoch = null;
+  #version = 0;
+  #reading = 0; // which reading is under way; 0: none
+  #readings = 0;
+  #meanwhile = [];
+
+  constructor(read, tell) {
+    this.#read = read;
+    this.#tell = tell;
+  }
+
+  /** Reads all pages. */
+  async reload(waitMs = 0) {
+    const reading = ++this.#readings;
+    this.#reading = reading;
+    this.#meanwhile = [];
+    if (waitMs) await new Promise((resolve) => setTimeout(resolve, waitMs));
+    const found = new Map();
+    let first = null;
+    try {
+      for (let cursor; first === null || cursor !== undefined; ) {
+        if (this.#reading !== reading) return;
+        const page = await this.#read(cursor);
+        first ??= page;
+        for (const member of page.members) found.set(member.connection_id, member);
+        cursor = page.next;
+      }
+    } catch (error) {
+      if (this.#reading !== reading) return;
+      this.#reading = 0;
+      this.#epoch = null; // without a connection, the next subscription reads again
+      if (TEMPORARY.has(error.code)) this.reload(1000 + Math.random() * 2000);
+      return;
+    }
+    if (this.#reading !== reading) return;
+    this.#reading = 0;
+    this.#epoch = first.epoch;
+    this.#version = first.version;
+    this.#members = found;
+    for (const change of this.#meanwhile.splice(0)) this.change(change);
+    this.#tell([...this.#members.values()]);
+  }
+
+  change(change) {
+    const { epoch, since, version, reload, joined, left } = change;
+    if (this.#reading) this.#meanwhile.push(change);
+    else if (epoch === this.#epoch && version <= this.#version) return;
+    else if (epoch !== this.#epoch || since > this.#version || reload) {
+      this.reload(Math.random() * 1000); // not all watchers at once
+    } else {
+      this.#version = version;
+      for (const { connection_id: id } of left) this.#members.delete(id);
+      for (const member of joined) this.#members.set(member.connection_id, member);
+      this.#tell([...this.#members.values()]);
+    }
   }
 }
