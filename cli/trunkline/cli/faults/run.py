@@ -102,7 +102,7 @@ class Run:
         self._topics = [*self._published_topics, *self._work, *self._steps]
         self._antidote = directory / "antidote"
         os.environ[ANTIDOTE] = str(self._antidote)
-        self._session = aiohttp.ClientSession()
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         self._subscribers: list[Subscriber] = []
         self._began: dict[Fault, float] = {}
         self._bounded: set[Fault] = set()
