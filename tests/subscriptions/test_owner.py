@@ -1,5 +1,6 @@
 """The owner: positions, who gets what, and that no message is larger than the broker takes."""
 
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -662,3 +663,19 @@ def test_many_topics_are_swept_a_part_at_a_time() -> None:
     now[0] = 200.0
     owner.sweep(edge_timeout_s=10.0, topic_idle_s=30.0)
     assert not owner.topics
+
+
+def test_tables_of_forgotten_topics_give_up_their_room() -> None:
+    """Those of an owner that had forgotten 200,000 topics kept 20 MB."""
+    now = [0.0]
+    owner = Owner(lambda: None, lambda topic: None, lambda name: EPHEMERAL, max_payload=1 << 20, clock=lambda: now[0])
+    owner.claim(dict.fromkeys(range(64), 1))
+    for number in range(1000):
+        owner.publish(f"room.{number}", b"1", None, lambda outcome: None)
+    now[0] = 100.0
+    owner.publish("room.7", b"2", None, lambda outcome: None)
+    owner.sweep(edge_timeout_s=10.0, topic_idle_s=30.0)
+    before = sys.getsizeof(owner.topics)
+    owner.compact()
+    assert list(owner.topics) == ["room.7"]
+    assert sys.getsizeof(owner.topics) < before / 10

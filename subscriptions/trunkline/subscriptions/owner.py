@@ -348,6 +348,11 @@ class Owner:
         self._forget_idle(now, topic_idle_s)
         return losing
 
+    def compact(self) -> None:
+        """Gives up the room that tables have kept for topics that were forgotten: a dict never shrinks by itself."""
+        self.topics = dict(self.topics)
+        self._active = dict(self._active)
+
     def _forget_idle(self, now: float, idle_s: float) -> None:
         """Looks at a part of the topics: at all of them within 30 sweeps. A million at once would stop everybody else."""
         looked_at_all = False

@@ -356,6 +356,7 @@ class SubscriptionService:
             self._forgotten = forgotten
         elif forgotten - self._released >= RELEASED_TOPICS:
             self._released = forgotten
+            self._owner.compact()
             release_memory()
 
     def _sweep(self) -> None:
