@@ -76,6 +76,6 @@ async def test_a_browsers_room_for_sockets_is_told(trunkline: Cluster, page: Pag
     more = page.get_by_role("button", name="Open 100 more watchers")
     await more.click()
     await more.click()
-    await expect(page.locator("#watchers")).to_have_text("201")
+    await expect(page.locator("#watchers")).to_have_text("201", timeout=45_000)
     await expect(more).to_be_disabled()
     await expect(page.get_by_text("python examples/prices/watchers.py")).to_be_visible()
