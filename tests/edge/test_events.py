@@ -83,9 +83,10 @@ async def waiting(trunkline: Cluster) -> int:
 
 
 async def nothing_waits(trunkline: Cluster) -> None:
-    async with asyncio.timeout(10.0):
-        while await waiting(trunkline):
-            await asyncio.sleep(0.01)
+    async def is_empty() -> bool:
+        return not await waiting(trunkline)
+
+    await eventually(is_empty, 10.0)
 
 
 async def published(trunkline: Cluster) -> list[int]:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.nats import eventually
 
 from trunkline.edge.auth import Identity
 from trunkline.edge.connection import EARLY_BYTES, Connection
@@ -300,9 +301,7 @@ async def test_flushes_are_apart_under_load_and_at_once_after_a_pause() -> None:
         hub.receive(fan(batch(offset, offset)))
         await flushed()
     assert socket.offsets == [1]
-    async with asyncio.timeout(2):
-        while len(socket.writes) < 2:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: len(socket.writes) == 2)
     assert loop.time() - started >= 0.15
     assert socket.offsets == [1, 2, 3, 4, 5]
     assert len(socket.writes) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.support.cluster import cluster
+from tests.support.nats import eventually
 
 from trunkline.app import Channel, Context
 
@@ -32,8 +33,7 @@ async def test_the_connection_stays_until_the_client_has_answered_the_close() ->
         writer.write(HANDSHAKE)
         await reader.readuntil(b"\r\n\r\n")
         writer.write(LEAVE_FRAME)
-        while trunkline.edge._hub.connections:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: not trunkline.edge._hub.connections)
         for _ in range(20):
             writer.write(LEAVE_FRAME)
             await writer.drain()

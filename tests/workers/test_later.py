@@ -114,9 +114,11 @@ async def test_a_publication_and_an_action_happen_later() -> None:
         assert sorted(app.texts) == ["in order", "remind"]
         assert {(each.connection_id, each.user) for each in app.seen} == {("", None)}
         assert [delivery and delivery.attempt for delivery in app.deliveries] == [1, 1]
-        async with asyncio.timeout(5):
-            while await put_off(trunkline):
-                await asyncio.sleep(0.01)
+
+        async def nothing_is_put_off() -> bool:
+            return not await put_off(trunkline)
+
+        await eventually(nothing_is_put_off)
 
 
 async def test_what_is_put_off_under_a_key_takes_the_place_of_what_was_and_can_be_cancelled() -> None:

@@ -79,9 +79,10 @@ async def test_runs_do_not_overlap_and_what_is_overtaken_is_left_out() -> None:
         async def waiting() -> int:
             return (await stream.stream_info("trunkline_EVENTS")).state.messages
 
-        async with asyncio.timeout(20):
-            while await waiting() < 4:
-                await asyncio.sleep(0.05)
+        async def enough_wait() -> bool:
+            return await waiting() >= 4
+
+        await eventually(enough_wait, 20.0)
         release.set()
         await eventually(lambda: len(seen) >= 2, 20)
     numbers = [int(event_id.rpartition(":")[2]) for event_id in seen]
