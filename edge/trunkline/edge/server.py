@@ -61,6 +61,7 @@ PASSED_HEADERS: Final = ("User-Agent", "Accept-Language", "X-Forwarded-For", "X-
 
 accepted = Counter("trunkline_connections_accepted_total", "Connections that were opened.")
 left_early = Counter("trunkline_connections_left_early_total", "Clients that left before their socket opened.")
+failed = Counter("trunkline_connections_failed_total", "Connections that an error of the edge's own has ended.")
 refused = Counter("trunkline_connections_refused_total", "Upgrades that were refused.", ["status"])
 
 log = get_logger(__name__)
@@ -319,6 +320,7 @@ class Server:
         except SocketClosed:
             pass
         except Exception:
+            failed.inc()
             log.exception("a connection failed", connection_id=connection.id, channel=connection.channel)
             socket.close(CloseCode.INTERNAL, "internal error")
         finally:
