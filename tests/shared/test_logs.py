@@ -99,3 +99,16 @@ def test_no_secret_is_written(stream: io.StringIO, format: logs.LogFormat) -> No
 )
 def test_redact(text: str, expected: str) -> None:
     assert logs.redact(text) == expected
+
+
+def test_what_is_true_all_the_time_is_said_now_and_then() -> None:
+    now = [100.0]
+    reminders = logs.Reminders(60.0, clock=lambda: now[0])
+    assert reminders.is_due("a")
+    assert not reminders.is_due("a")
+    assert reminders.is_due("b"), "each thing by itself"
+    now[0] = 159.9
+    assert not reminders.is_due("a")
+    now[0] = 160.0
+    assert reminders.is_due("a")
+    assert not reminders.is_due("a"), "it counts as said"

@@ -12,14 +12,15 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 from datetime import datetime
 from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import Processor
 
-__all__ = ["LogFormat", "LogLevel", "configure", "get_logger", "identify", "redact"]
+__all__ = ["LogFormat", "LogLevel", "Reminders", "configure", "get_logger", "identify", "redact"]
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -133,3 +134,23 @@ def _hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any]
         elif isinstance(value, str):
             event[key] = redact(value)
     return event
+
+
+class Reminders:
+    """Lets what is true all the time be said now and then: each thing once in `interval_s` seconds.
+
+    `what` comes from code or a manifest, never from clients, so there are few.
+    """
+
+    def __init__(self, interval_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = interval_s
+        self._clock = clock
+        self._said_at: dict[str, float] = {}
+
+    def is_due(self, what: str = "") -> bool:
+        """Whether it was not said for so long. If so, it counts as said now."""
+        now = self._clock()
+        if now - self._said_at.get(what, float("-inf")) < self._interval_s:
+            return False
+        self._said_at[what] = now
+        return True

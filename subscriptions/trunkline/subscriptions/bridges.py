@@ -13,7 +13,6 @@ begins after the last message that was acknowledged: see `trunkline.shared.follo
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -24,7 +23,7 @@ from prometheus_client import Counter, Gauge
 from trunkline.shared.bus import Bus, Message, Subscription
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.following import Followed, SupersededError, pending, take_over
-from trunkline.shared.logs import get_logger
+from trunkline.shared.logs import Reminders, get_logger
 from trunkline.shared.metrics import drops
 from trunkline.shared.positions import Position
 from trunkline.shared.puller import Delivery, Puller
@@ -42,7 +41,6 @@ WINDOW_BYTES: Final = 16 * 1024 * 1024
 ACK_WAIT_S: Final = 30.0
 LOOK_S: Final = 5.0
 """How often a bridge looks at its lag, and tells the stream that it still works on what it holds."""
-WARNING_S: Final = 60.0
 POISON: Final = frozenset({ErrorCode.INVALID.code, ErrorCode.TOO_LARGE.code, ErrorCode.BAD_REQUEST.code})
 """What can be published at no other time either."""
 
@@ -59,12 +57,11 @@ class _Poison:
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self._warned_at = float("-inf")
+        self._reminders = Reminders()
 
     def add(self, subject: str, reason: str) -> None:
         drops.labels("subscriptions", f"bridge: {reason}").inc()
-        if time.monotonic() - self._warned_at >= WARNING_S:
-            self._warned_at = time.monotonic()
+        if self._reminders.is_due():
             log.warning("a message cannot be bridged", bridge=self._bridge.name, subject=subject, reason=reason)
 
 

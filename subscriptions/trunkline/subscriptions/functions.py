@@ -20,7 +20,7 @@ from trunkline.app.context import encode_value
 from trunkline.app.feeds import SubscriptionFunction, TopicFeed
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.inspection import FunctionStatus
-from trunkline.shared.logs import get_logger, redact
+from trunkline.shared.logs import Reminders, get_logger, redact
 from trunkline.shared.manifest import Manifest
 from trunkline.shared.positions import Position
 from trunkline.shared.tasks import Tasks, backoff_s, every
@@ -36,7 +36,6 @@ GRACE_S: Final = 0.5
 BURST: Final = 64
 """Values that a function may publish before the rest of the process runs."""
 PAUSE_S: Final = 0.002
-REMIND_S: Final = 60.0
 ERROR_CHARACTERS: Final = 200
 MISSING: Final = "missing"
 
@@ -108,7 +107,7 @@ class Functions:
         self._running = 0
         self._expected: list[Manifest] = []
         """The manifests with functions that are missing here."""
-        self._said: dict[str, float] = {}
+        self._reminders = Reminders()
         self._loop = asyncio.get_running_loop()
 
     def start(self, owner: Owner) -> None:
@@ -191,7 +190,7 @@ class Functions:
             entry = manifest.function_of(topic.name)
             if entry is not None:
                 functions_missing.inc()
-                if self._is_news(f"{MISSING} {entry.pattern}"):
+                if self._reminders.is_due(f"{MISSING} {entry.pattern}"):
                     log.error(
                         "a topic has subscribers and nobody feeds it: give all subscription services the app of the workers "
                         "(trunkline subscriptions APP)",
@@ -200,14 +199,6 @@ class Functions:
                         pattern=entry.pattern,
                     )
                 return
-
-    def _is_news(self, what: str) -> bool:
-        """Whether it was not said within the last minute: there may be thousands of topics of one pattern."""
-        now = self._loop.time()
-        if now - self._said.get(what, float("-inf")) < REMIND_S:
-            return False
-        self._said[what] = now
-        return True
 
     def _drop(self, found: Iterable[_Fed]) -> list[asyncio.Task[Exception | None]]:
         dropped = list(found)
@@ -287,7 +278,7 @@ class Functions:
 
     def _refused(self, fed: _Fed, outcome: str, *, failed: bool) -> None:
         function_ends.labels(outcome).inc()
-        if self._is_news(f"{outcome} {fed.function.pattern.pattern}"):
+        if self._reminders.is_due(f"{outcome} {fed.function.pattern.pattern}"):
             log.error("a subscription function cannot start", topic=fed.name, function=repr(fed.function), reason=fed.error)
         fed.feed.ended(failed, self._loop.time())
 

@@ -32,7 +32,7 @@ from trunkline.app.types import Disconnect
 from trunkline.shared import sessions, wire
 from trunkline.shared.bus import Message
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
-from trunkline.shared.logs import get_logger
+from trunkline.shared.logs import Reminders, get_logger
 from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, every
@@ -45,7 +45,6 @@ __all__ = ["Sessions"]
 TRUST_S: Final = 0.1
 GRACE_S: Final = 0.5
 """How long a function may take to end after it was cancelled for the second time."""
-REMIND_S: Final = 60.0
 ABNORMAL: Final = 1006
 MOVED: Final = "session moved: reconnect"
 
@@ -101,7 +100,7 @@ class Sessions:
         self._owned: set[int] = set()
         self._running: dict[str, RunningSession] = {}
         self._peers: dict[tuple[int, str], _Peer] = {}
-        self._reminded: dict[str, float] = {}
+        self._reminders = Reminders()
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
@@ -232,9 +231,7 @@ class Sessions:
         running.task.add_done_callback(partial(self._over, running))
 
     def _remind(self, channel: str) -> None:
-        now = self._loop.time()
-        if now - self._reminded.get(channel, float("-inf")) > REMIND_S:
-            self._reminded[channel] = now
+        if self._reminders.is_due(channel):
             log.error(
                 "clients are refused, since the app here lacks the session of their channel: give all subscription services "
                 "the app of the workers (trunkline subscriptions APP)",
