@@ -195,14 +195,15 @@ class Sessions:
         if held is None:
             return
         hold = sessions.Hold(partition, self._edge_id, list(held))
+        begins = {name: session.asking for name, session in held.items() if not session.has_begun}
         try:
             answer = await self._caller.request(self._subjects.session(partition), wire.encode(hold), ATTEMPT_S)
         except TrunklineError:
             return  # no owner just now; the next one announces itself
         for name in _decode_held(answer).missing:
             session = self._partitions.get(partition, {}).get(name)
-            if session is None:
-                continue
+            if session is None or (name in begins and session.asking is not begins[name]):
+                continue  # the owner has compared before it was asked to begin this one
             if session.asking is not None and not session.asking.done():
                 session.asking.set_exception(_moved())  # whoever waits for it does the rest
             elif session.has_begun and not session.has_moved:
