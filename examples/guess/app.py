@@ -40,7 +40,7 @@ async def play(session: Session[Guess]) -> None:
             number = message.data.number
             if number == secret:
                 await message.reply(Hint(hint="yes!", guesses=guesses))
-                await session.publish("winners", {"who": session.user or "somebody", "guesses": guesses})
+                await session.publish("winners", {"who": session.user_id or "somebody", "guesses": guesses})
                 break
             await message.reply(Hint(hint="higher" if number < secret else "lower", guesses=guesses))
         clock.cancel()

@@ -151,7 +151,7 @@ async def test_connect_returns_the_state_and_sees_query_and_headers() -> None:
 
     @chat.on_connect
     async def hello(ctx: Context, query: Query) -> State:
-        assert (ctx.kind, ctx.user, ctx.headers) == (Kind.CONNECT, "ada", {"origin": "here"})
+        assert (ctx.kind, ctx.user_id, ctx.headers) == (Kind.CONNECT, "ada", {"origin": "here"})
         return State(name=query.name, seen=query.age)
 
     payload = {"query": {"name": "Ada", "age": "36"}, "headers": {"origin": "here"}}

@@ -35,7 +35,7 @@ def guessing() -> Channel:
     async def play(session: Session[Guess], dice: Dice) -> None:
         async def remind() -> None:
             await asyncio.sleep(0)
-            await session.send({"remember": session.user})
+            await session.send({"remember": session.user_id})
 
         guesses = 0
         async with asyncio.TaskGroup() as tasks:
@@ -45,7 +45,7 @@ def guessing() -> Channel:
                 if message.action == "give up":
                     await message.reject("never", code="not_now")
                 elif message.data.number == dice.value:
-                    await session.publish("winners", {"user": session.user, "guesses": guesses})
+                    await session.publish("winners", {"user": session.user_id, "guesses": guesses})
                     await message.reply({"won": True})
                     return
                 else:
@@ -79,7 +79,7 @@ async def test_what_a_session_knows() -> None:
 
     @channel.session
     async def play(session: Session) -> None:
-        seen.extend((session.channel, session.user, session.claims, session.state, session.query, session.ending))
+        seen.extend((session.channel, session.user_id, session.claims, session.state, session.query, session.ending))
         messages = [(message.action, message.data, message.id) async for message in session]
         seen.extend((messages, session.ending))
 

@@ -18,7 +18,7 @@ class Say(BaseModel):
 
 @chat.on("say")
 async def say(ctx: Context, message: Say) -> Position:
-    if ctx.user == "mallory":
+    if ctx.user_id == "mallory":
         raise Reject("not you")
     await ctx.send({"seen": message})
     await ctx.connection("edge.other").send("psst")

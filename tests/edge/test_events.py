@@ -254,7 +254,7 @@ class Bank:
 
         @channel.on("step", durable=True, ack="logged", backoff_s=0.02, order="user", concurrent=True)
         async def step(ctx: Context, message: Move) -> None:
-            self._step(ctx, ctx.user or ctx.connection_id, message)
+            self._step(ctx, ctx.user_id or ctx.connection_id, message)
 
         @channel.on("broken", durable=True, order=lambda move: move.step)
         async def broken(ctx: Context, message: Move) -> None: ...

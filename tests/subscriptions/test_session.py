@@ -78,7 +78,7 @@ async def test_a_session_knows_its_client_and_acts_on_topics() -> None:
 
     @channel.session
     async def play(session: Session) -> None:
-        seen.append((session.query, session.state, session.user, session.claims, session.channel))
+        seen.append((session.query, session.state, session.user_id, session.claims, session.channel))
         await session.subscribe("room.1")
         async for message in session:
             await session.publish("room.1", {"said": message.data})

@@ -63,7 +63,7 @@ class Game:
                 assert await message.reject("no", code="no_room", detail={"room": 1})
             case "room":
                 await session.subscribe("room.1")
-                await session.publish("room.1", {"hi": session.user})
+                await session.publish("room.1", {"hi": session.user_id})
             case "close":
                 await session.close(4000, "enough")
 

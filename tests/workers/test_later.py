@@ -82,7 +82,7 @@ class App:
         return await ctx.later(message.delay_s, body, topic=message.topic, action=message.run, key=message.key)
 
     def _see(self, ctx: Context, message: Reminder) -> None:
-        self.seen.append(Seen(text=message.text, connection_id=ctx.connection_id, user=ctx.user))
+        self.seen.append(Seen(text=message.text, connection_id=ctx.connection_id, user=ctx.user_id))
         self.deliveries.append(ctx.delivery)
 
     @property

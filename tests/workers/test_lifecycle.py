@@ -54,7 +54,7 @@ def counting(gone: list[tuple[str, str | None, Any, Any]], **options: Any) -> Ch
     @chat.on_disconnect
     async def bye(ctx: Context, reason: Disconnect) -> None:
         assert reason == Disconnect(1000, "bye")
-        gone.append((ctx.connection_id, ctx.user, ctx.state, ctx.claims))
+        gone.append((ctx.connection_id, ctx.user_id, ctx.state, ctx.claims))
 
     @chat.on("heavy", pool="heavy")
     async def heavy(ctx: Context) -> None: ...

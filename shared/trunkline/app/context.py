@@ -221,7 +221,7 @@ class Context(Generic[S]):
         return self._call.action
 
     @property
-    def user(self) -> str | None:
+    def user_id(self) -> str | None:
         """The subject of the client's token; None without one."""
         return self._call.user
 
@@ -327,7 +327,7 @@ class Context(Generic[S]):
         """
         what = postponed(
             channel=self.channel,
-            user=self.user,
+            user=self.user_id,
             connection_id=self.connection_id,
             delay_s=delay_s,
             data=encode_value({} if message is None and action is not None else message),

@@ -150,7 +150,7 @@ class Session(Connection, Generic[M]):
         return self._begin.channel
 
     @property
-    def user(self) -> str | None:
+    def user_id(self) -> str | None:
         """The subject of the client's token; None without one."""
         return self._begin.user
 
