@@ -106,7 +106,7 @@ async def test_calls_are_counted_and_timed(mode: tuple[str, ...]) -> None:
     assert result["unanswered"] == result["lost_connections"] == 0
     assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["max"]
     if mode:
-        assert 50 <= result["replies"] <= 101
+        assert 50 <= result["replies"] <= 121  # those of the warm-up that come late are among them
     else:
         assert result["calls_per_s"] > 200
 

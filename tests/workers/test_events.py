@@ -148,14 +148,14 @@ async def test_who_forgot_to_say_that_it_works_says_nothing_for_the_next_one(nat
     async def block(ctx: Context) -> None:
         assert ctx.delivery is not None
         attempts.append(ctx.delivery.attempt)
-        if ctx.delivery.attempt == 1:
+        if len(attempts) == 1:  # which is a later attempt where the worker was too slow to take the first
             time.sleep(3 * SHORT_S)  # noqa: ASYNC251
 
     async with worker(nats, chat, event_ack_wait_s=SHORT_S):
         await log.put("block", key="a")
         await log.empty()
-    assert len(attempts) == 2
-    assert attempts[1] > 1
+    assert len(attempts) > 1
+    assert attempts == sorted(set(attempts))
 
 
 async def test_a_worker_that_stops_hands_back_what_does_not_end(nats: NatsServer, log: Log) -> None:

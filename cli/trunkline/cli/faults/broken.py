@@ -16,6 +16,7 @@ __all__ = ["DEFECTS"]
 
 AFTER: Final = 40
 """The defect strikes at about so many publications, and once more at twice as many."""
+LATE_S: Final = 0.3
 
 
 def _drop_append() -> None:
@@ -108,11 +109,13 @@ def _several_at_once() -> None:
     import msgspec
 
     from trunkline.shared.event_log import EventLog, Pools
-    from trunkline.shared.puller import Puller
+    from trunkline.shared.puller import Delivery, Puller
     from trunkline.shared.stream_config import Consumer
     from trunkline.shared.subjects import Subjects
+    from trunkline.workers.events import Events
 
-    consumers, start = EventLog.consumers, Puller.start
+    consumers, start, take = EventLog.consumers, Puller.start, Events._take
+    count = 0
 
     def more_pending(self: EventLog, subjects: Subjects, pools: Pools) -> list[Consumer]:
         return [msgspec.structs.replace(each, max_ack_pending=20_000) for each in consumers(self, subjects, pools)]
@@ -121,8 +124,14 @@ def _several_at_once() -> None:
         self._credit = max(4, self._credit)
         await start(self)
 
+    def late(self: Events, consumer: str, delivery: Delivery) -> None:
+        nonlocal count
+        count += 1
+        asyncio.get_running_loop().call_later(LATE_S if count % 3 == 0 else 0.0, take, self, consumer, delivery)
+
     EventLog.consumers = more_pending  # type: ignore[method-assign]
     Puller.start = more_credit  # type: ignore[method-assign]
+    Events._take = late  # type: ignore[method-assign]
 
 
 def _forget_end() -> None:
