@@ -182,6 +182,25 @@ async def test_a_function_is_run_as_the_service_does_it_without_a_broker() -> No
     assert await run_subscription(prices, "number.7", count=1) == [Fed(7)]
 
 
+async def test_what_a_function_sends_to_users_is_recorded() -> None:
+    alerts = Channel("alerts")
+
+    @alerts.topic("price.{symbol}")
+    async def may(ctx: Context) -> bool:
+        return True
+
+    @alerts.subscription("price.{symbol}")
+    async def watch(topic: TopicFeed) -> AsyncIterator[int]:
+        await topic.user("ada").send({"rises": topic.name})
+        yield 1
+
+    sent: list[tuple[str, object]] = []
+    assert await run_subscription(alerts, "price.ABC", count=1, sent_to_users=sent) == [Fed(1)]
+    assert sent == [("ada", {"rises": "price.ABC"})]
+    with pytest.raises(TrunklineError, match="only what the subscription service runs"):
+        TopicFeed("price.ABC").user("ada")
+
+
 async def test_a_topic_that_the_types_refuse_is_told() -> None:
     with pytest.raises(TrunklineError, match="number: Input should be a valid integer"):
         await run_subscription(prices, "number.seven", count=1)

@@ -18,6 +18,9 @@ async def test_what_is_put_off_is_recorded_until_it_is_cancelled() -> None:
         Scheduled(60, "room.1", None, {"text": "hi"}, first),
         Scheduled(5.5, None, "remind", {}, "remind.7"),
     ]
+    to_user = await ctx.later(1, "hi", user="Ada L")
+    assert ctx.scheduled[-1] == Scheduled(1, "$user.Ada=20L", None, "hi", to_user)
+    await ctx.cancel_later(to_user)
     await ctx.later(9, {"n": 1}, action="remind", key="remind.7")
     assert ctx.scheduled[1:] == [Scheduled(9, None, "remind", {"n": 1}, "remind.7")]
     await ctx.cancel_later(first)
@@ -30,6 +33,7 @@ async def test_what_is_put_off_is_recorded_until_it_is_cancelled() -> None:
     [
         ({}, "either a topic"),
         ({"topic": "a", "action": "b"}, "either a topic"),
+        ({"topic": "a", "user": "b"}, "either a topic"),
         ({"delay_s": -1.0, "topic": "a"}, "delay_s"),
         ({"delay_s": float("nan"), "topic": "a"}, "delay_s"),
         ({"delay_s": 1e9, "topic": "a"}, "delay_s"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from pydantic import BaseModel
 
-from trunkline.app import Channel, Context, Kind, Member, Position, Presence, Reject, TrunklineError
+from trunkline.app import Channel, Context, Delivery, Kind, Member, Position, Presence, Reject, TrunklineError
 from trunkline.app.testing import EPOCH, Published, RecordingContext
 
 chat = Channel("chat")
@@ -24,6 +26,26 @@ async def say(ctx: Context, message: Say) -> Position:
     await ctx.connection("edge.other").send("psst")
     await ctx.subscribe(f"room.{message.room}")
     return await ctx.publish(f"room.{message.room}", message)
+
+
+async def test_what_is_sent_to_users_is_recorded() -> None:
+    ctx = RecordingContext(user="ada")
+    await ctx.user("bob").send({"hi": Say(room="1", text="x")})
+    await ctx.user("Zoë Z").send(2, exclude=ctx.connection_id)
+    assert ctx.sent_to_users == [("bob", {"hi": {"room": "1", "text": "x"}}), ("Zoë Z", 2)]
+    assert ctx.published == []
+    with pytest.raises(TrunklineError, match="a user has an id"):
+        ctx.user("")
+
+
+async def test_a_further_attempt_sends_to_a_user_what_was_not_sent() -> None:
+    ctx = RecordingContext(delivery=Delivery(2, "event", datetime.now(UTC)))
+    again = RecordingContext(delivery=Delivery(3, "event", datetime.now(UTC)))
+    again._recorder.keys = ctx._recorder.keys
+    await ctx.user("bob").send(1)
+    await again.user("bob").send(1)
+    await again.user("bob").send(2)
+    assert (ctx.sent_to_users, again.sent_to_users) == ([("bob", 1)], [("bob", 2)])
 
 
 async def test_a_handler_is_called_like_any_function() -> None:

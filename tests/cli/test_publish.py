@@ -51,6 +51,12 @@ async def test_prints_the_position(nats: NatsServer, service: SubscriptionServic
     assert first["epoch"] == second["epoch"]
 
 
+async def test_a_user_is_named_by_id(nats: NatsServer, service: SubscriptionService) -> None:
+    first = await publish(nats.url, "--user", "Ada L", '{"text": "hi"}')
+    second = await publish(nats.url, "$user.Ada=20L", "1")
+    assert (first["offset"], second["offset"], second["epoch"]) == (1, 2, first["epoch"])
+
+
 async def test_nobody_owns_topics(nats: NatsServer) -> None:
     with pytest.raises(TrunklineError, match="no subscription service runs"):
         await publish(nats.url, "room.1", "1")

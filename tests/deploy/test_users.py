@@ -46,6 +46,7 @@ CORE: Final = [
     Row(of.call("chat", "message", "say"), publish="edge", subscribe="workers", queue="workers"),
     Row(of.partition(7), publish="edge workers subscriptions admin", subscribe="subscriptions"),
     Row(of.publish("room.1"), publish="publisher", subscribe="subscriptions", queue="subscriptions"),
+    Row(of.publish("$user.ada"), publish="publisher", subscribe="subscriptions", queue="subscriptions"),
     Row(of.publish("$doctor.1"), publish="publisher admin", subscribe="subscriptions", queue="subscriptions"),
     Row(of.fan("doctor"), publish="subscriptions", subscribe="edge admin"),
     Row(of.fan("e1"), publish="subscriptions", subscribe="edge"),

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trunkline.shared.errors import TrunklineError
-from trunkline.shared.topics import PARTITIONS, TOPIC_BYTES, check_topic, namespace_of, partition_of
+from trunkline.shared.subjects import Subjects
+from trunkline.shared.topics import (
+    PARTITIONS,
+    TOPIC_BYTES,
+    USERS,
+    check_topic,
+    namespace_of,
+    partition_of,
+    user_of_topic,
+    user_topic,
+)
 
 PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 ALLOWED = PRINTABLE.replace("*", "").replace(">", "")
@@ -100,3 +110,43 @@ def test_namespace_is_the_longest_prefix_that_ends_at_a_separator(topic: str, pr
     covering = [topic[: match.start()] for match in re.finditer(r"[.:]", topic) if topic[: match.start()] in prefixes]
     assert namespace_of(topic, prefixes) == max(covering, key=len, default="")
     assert namespace_of(topic, sorted(prefixes, reverse=True)) == max(covering, key=len, default="")
+
+
+@pytest.mark.parametrize(
+    ("user_id", "topic"),
+    [
+        ("42", "$user.42"),
+        ("ada@example.com", "$user.ada@example.com"),
+        ("auth0|5f7c", "$user.auth0|5f7c"),
+        ("urn:user:7", "$user.urn:user:7"),
+        ("Ada Lovelace", "$user.Ada=20Lovelace"),
+        ("Zoë", "$user.Zo=C3=AB"),
+        ("a=b%c", "$user.a=3Db=25c"),
+        ("*.>", "$user.=2A.=3E"),
+        (".a..b.", "$user.=2Ea=2E=2Eb=2E"),
+    ],
+)
+def test_topics_of_users(user_id: str, topic: str) -> None:
+    assert user_topic(user_id) == topic
+
+
+@given(st.text(min_size=1, max_size=20))
+def test_every_user_has_a_topic_of_their_own_which_is_its_subjects_end(user_id: str) -> None:
+    topic = check_topic(user_topic(user_id))
+    assert topic.startswith(USERS)
+    assert user_of_topic(topic) == user_id
+    subject = Subjects().publish(topic)
+    assert subject == f"trunkline.publish.{topic}"
+    assert Subjects().topic_of_publish(subject) == topic
+
+
+@pytest.mark.parametrize("user_id", ["", "x" * 250, "ä" * 42, "\ud800"])
+def test_what_no_user_is_called(user_id: str) -> None:
+    with pytest.raises(TrunklineError) as refused:
+        user_topic(user_id)
+    assert refused.value.code == "bad_request"
+
+
+def test_the_longest_id_fits() -> None:
+    assert len(user_topic("x" * 249)) == TOPIC_BYTES
+    assert user_of_topic("room.42") is None

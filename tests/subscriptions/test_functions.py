@@ -18,6 +18,7 @@ from tests.support.simulated_log import Log
 
 from trunkline.app import Channel, ChannelError, Context, TopicFeed
 from trunkline.shared import wire
+from trunkline.shared.positions import Position
 from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.shared.topics import PARTITIONS
 from trunkline.subscriptions.functions import Functions
@@ -75,6 +76,10 @@ class Source:
                 await asyncio.sleep(self.finally_s)
                 self.running[name] -= 1
                 self.events.append(f"ends {name}")
+
+
+async def publish_nothing(topic: str, data: bytes, key: str | None, exclude: str | None) -> Position:
+    raise AssertionError(topic)
 
 
 async def numbers(client: Client, count: int, topic: str = "count.a") -> list[int]:
@@ -286,7 +291,9 @@ async def test_one_that_is_closed_while_its_last_value_waits_for_the_log_does_no
         owner.attach("count.a", "edge", lambda _outcome: None)
 
     tasks = Tasks("functions", fail_with(asyncio.get_running_loop().create_future()))
-    functions = Functions(source.channel.subscription_functions, {}, tasks, lambda: True, most=10, close_s=1.0)
+    functions = Functions(
+        source.channel.subscription_functions, {}, tasks, lambda: True, publish_nothing, most=10, close_s=1.0
+    )
     owner = Owner(
         lambda: None, advance, lambda _name: Namespace(1_000, 60.0), max_payload=4096, on_interest=functions.interest
     )
@@ -317,7 +324,9 @@ async def test_an_owner_that_is_not_trusted_ends_it_at_once_and_starts_it_again_
     trusted = True
     owner: Owner
     tasks = Tasks("functions", fail_with(asyncio.get_running_loop().create_future()))
-    functions = Functions(source.channel.subscription_functions, {}, tasks, lambda: trusted, most=10, close_s=1.0)
+    functions = Functions(
+        source.channel.subscription_functions, {}, tasks, lambda: trusted, publish_nothing, most=10, close_s=1.0
+    )
     owner = Owner(
         lambda: None, lambda _topic: None, lambda _name: EPHEMERAL, max_payload=4096, on_interest=functions.interest
     )

@@ -19,7 +19,7 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.logs import redact
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.subjects import Subjects
-from trunkline.shared.topics import check_topic
+from trunkline.shared.topics import check_topic, user_topic
 
 T = TypeVar("T")
 ROLE = "publisher"  # whose NATS user this is meant for
@@ -27,7 +27,8 @@ ROLE = "publisher"  # whose NATS user this is meant for
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="markdown")
 
 EPILOG = """
-Example: **trunkline publish room.1 '{"text": "hi"}'** prints {"offset": 18, "epoch": "k3Jx"}.
+Example: **trunkline publish room.1 '{"text": "hi"}'** prints {"offset": 18, "epoch": "k3Jx"};
+**trunkline publish --user ada '{"text": "hi"}'** sends to all connections of a user.
 
 The same without Trunkline: **nats request trunkline.publish.room.1 '{"text": "hi"}'**
 """
@@ -39,16 +40,17 @@ The same without Trunkline: **nats request trunkline.publish.room.1 '{"text": "h
     options=(*NATS_OPTIONS, "prefix"),
 )
 def publish(
-    topic: Annotated[str, typer.Argument(help="The topic, such as room.1")],
+    topic: Annotated[str, typer.Argument(help="The topic, such as room.1; with --user, the id of a user.")],
     payload: Annotated[str, typer.Argument(metavar="JSON", help="What to publish; - reads it from stdin.")],
     settings: CommonSettings,
+    user: Annotated[bool, typer.Option("--user", help="Send to a user, in channels that ask for it (users=True).")] = False,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for NATS and for the answer.")] = 5.0,
 ) -> None:
-    """Publish JSON into a topic, and print the position that it got: its offset and the epoch of the topic's
-    log.
+    """Publish JSON into a topic, or send it to a user, and print the position that it got: its offset and the epoch of the
+    topic's log.
     """
     logs.configure(ROLE, level="error", format="console")
-    check_topic(topic)
+    topic = user_topic(topic) if user else check_topic(topic)
     data = (sys.stdin.read() if payload == "-" else payload).encode()
     try:
         msgspec.json.decode(data)

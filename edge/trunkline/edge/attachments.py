@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 from prometheus_client import Counter
 
-from trunkline.edge.hub import Audience, Hub
+from trunkline.edge.audience import Audience
+from trunkline.edge.hub import Hub
 from trunkline.shared import wire
 from trunkline.shared.asking import ATTEMPT_S, persist
 from trunkline.shared.errors import TrunklineError
@@ -56,7 +57,7 @@ class Attachments:
         self._stale: set[str] = set()
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        hub.on_behind = self._attach_again
+        hub.on_behind = self.attach_soon
         hub.on_unheard = self._detach_unheard
         self.on_attached: Callable[[Audience, wire.Attached], None] = lambda audience, answer: None
         """Called with each answer to an attach."""
@@ -87,7 +88,7 @@ class Attachments:
         waiting, audience.attaching = audience.attaching, None
         self._hub.tell(audience, audience.sequence.attached(answer.position, answer.term, answer.last))
         if audience.sequence.behind:
-            self._attach_again(name)
+            self.attach_soon(name)
         waiting.set_result(None)
         return audience
 
@@ -137,7 +138,8 @@ class Attachments:
         wait_s = random.uniform(0.0, min(SPREAD_MOST_S, len(self._stale) * SPREAD_TOPIC_S))
         self._loop.call_later(wait_s, self._wake.set)
 
-    def _attach_again(self, name: str) -> None:
+    def attach_soon(self, name: str) -> None:
+        """Attaches a topic, again or for the first time, until that succeeds."""
         self._stale.add(name)
         self._wake.set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trunkline.edge.auth import Identity
 from trunkline.edge.protocols.adapter import Adapter
@@ -12,6 +12,9 @@ from trunkline.edge.rate import Limits
 from trunkline.edge.socket import Socket
 from trunkline.shared.errors import CloseCode
 from trunkline.shared.metrics import drops
+
+if TYPE_CHECKING:
+    from trunkline.edge.audience import UserAudience  # which has connections
 
 __all__ = ["Connection", "Resumable"]
 
@@ -74,6 +77,7 @@ class Connection:
         "id",
         "identity",
         "limits",
+        "of_user",
         "resumable",
         "session",
         "socket",
@@ -98,6 +102,8 @@ class Connection:
         self.trace: str | None = None
         """The `traceparent` of its handshake (W3C Trace Context)."""
         self.topics: set[str] = set()
+        self.of_user: UserAudience | None = None
+        """Those that hear what is sent to its user; it is one of them."""
         self.subscribing: set[str] = set()
         """Topics whose subscription is under way."""
         self.busy = False

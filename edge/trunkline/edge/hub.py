@@ -8,22 +8,23 @@ flushes are `coalesce_s` apart, so that a thousand publications a second do not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import msgspec
 from prometheus_client import Counter, Gauge
 
+from trunkline.edge.audience import Audience, UserAudience
 from trunkline.edge.connection import Connection
 from trunkline.edge.members import TopicMembers
-from trunkline.edge.protocols.adapter import Adapter
-from trunkline.edge.topic import EdgeTopic, Lost
+from trunkline.edge.topic import Lost
 from trunkline.shared import wire
 from trunkline.shared.bus import Message
 from trunkline.shared.metrics import drops
 from trunkline.shared.positions import Position
+from trunkline.shared.topics import USERS
 from trunkline.shared.wire import Publication
 
-__all__ = ["Audience", "Hub"]
+__all__ = ["Hub"]
 
 connections_open = Gauge("trunkline_connections", "Connections of this edge.")
 topics_attached = Gauge("trunkline_topics_attached", "Topics that this edge's connections are subscribed to.")
@@ -33,27 +34,6 @@ losses = Counter("trunkline_topic_losses_total", "Gaps in a topic that had to be
 _unknown_topic = drops.labels("edge", "publication of a topic without subscribers")
 _decode_tops = msgspec.msgpack.Decoder(wire.Tops).decode
 _decode_fan = msgspec.msgpack.Decoder(wire.Fan).decode
-
-
-class Audience:
-    """A topic on this edge: its sequence, its subscribers by adapter, and what they have not been written yet."""
-
-    __slots__ = ("attaching", "catching_up", "held", "members", "repairing", "sequence", "subscribers", "told")
-
-    def __init__(self, name: str) -> None:
-        self.sequence = EdgeTopic(name)
-        self.subscribers: dict[Adapter, set[Connection]] = {}
-        self.told: list[Publication | Lost] = []
-        self.held: set[Connection] | None = None
-        """Connections that are subscribed and hear nothing yet: their clients may come back, with their positions."""
-        self.attaching: asyncio.Future[None] | None = None
-        """The first attach, while it is under way; all who want the topic wait for this one."""
-        self.repairing = asyncio.Lock()
-        """Held by the one repair that is under way: two would tell what the other has told already."""
-        self.members: TopicMembers | None = None
-        """Its members, if the topic keeps presence."""
-        self.catching_up: list[list[Publication | Lost]] = []
-        """For each connection that is being brought from its own position to this one: what has been told since."""
 
 
 class Hub:
@@ -79,17 +59,25 @@ class Hub:
         self.connections[connection.id] = connection
         connections_open.set(len(self.connections))
 
-    def remove(self, connection: Connection) -> list[str]:
+    def remove(self, connection: Connection) -> list[Audience]:
         """Forgets a connection. Returns the topics that nobody on this edge hears any more."""
         self.connections.pop(connection.id, None)
         connections_open.set(len(self.connections))
-        return [name for name in list(connection.topics) if self.unsubscribe(connection, name)]
+        heard = [self.topics[name] for name in connection.topics]
+        left = [audience for audience in heard if self.unsubscribe(connection, audience.sequence.name)]
+        of_user, connection.of_user = connection.of_user, None
+        if of_user is not None:
+            of_user.devices.discard(connection)
+            if self.drop_if_unused(of_user):
+                left.append(of_user)
+        return left
 
     def audience(self, name: str) -> Audience:
         """Returns a topic's audience; a new one if there is none."""
         audience = self.topics.get(name)
         if audience is None:
-            audience = self.topics[name] = Audience(name)
+            kind = UserAudience if name.startswith(USERS) else Audience
+            audience = self.topics[name] = kind(name)
             topics_attached.set(len(self.topics))
         return audience
 
@@ -101,7 +89,7 @@ class Hub:
 
         The caller writes the reply before it gives up control: no flush can come between.
         """
-        _release(connection, audience)
+        audience.release(connection)
         first = audience.told[0] if audience.told else None
         if not at_top and not audience.subscribers and not audience.catching_up and isinstance(first, Publication):
             audience.subscribers[connection.adapter] = {connection}
@@ -151,18 +139,12 @@ class Hub:
                 del audience.subscribers[connection.adapter]
         if audience.members is not None:
             self.on_left(audience.members, connection)
-        _release(connection, audience)
+        audience.release(connection)
         return self.drop_if_unused(audience)
 
     def drop_if_unused(self, audience: Audience) -> bool:
         """Forgets a topic that nobody hears and nobody waits for. Returns whether it did."""
-        if (
-            audience.subscribers
-            or audience.held
-            or audience.catching_up
-            or audience.attaching is not None
-            or self.topics.get(audience.sequence.name) is not audience
-        ):
+        if audience.is_used or self.topics.get(audience.sequence.name) is not audience:
             return False
         del self.topics[audience.sequence.name]
         topics_attached.set(len(self.topics))
@@ -221,42 +203,9 @@ class Hub:
         told, audience.told = audience.told, []
         if not told:
             return
-        name = audience.sequence.name
         lost = sum(1 for each in told if isinstance(each, Lost))
         if lost:
             losses.inc(lost)
         for kept in audience.catching_up:
             kept.extend(told)
-        excluded = {each.exclude for each in told} - {None}
-        for adapter, members in audience.subscribers.items():
-            parts = [
-                adapter.lost(name, each.position) if isinstance(each, Lost) else adapter.publication(name, each)
-                for each in told
-            ]
-            frames = b"".join(parts)
-            if not excluded:
-                for connection in members:
-                    connection.write(frames)
-            else:
-                for connection in members:
-                    mine = connection.id in excluded
-                    connection.write(b"".join(_with_markers(parts, told, name, connection)) if mine else frames)
-            deliveries.inc((len(told) - lost) * len(members))
-
-
-def _with_markers(
-    parts: list[bytes], told: Sequence[Publication | Lost], topic: str, connection: Connection
-) -> Iterable[bytes]:
-    """The frames for a connection that some of these publications exclude."""
-    for part, each in zip(parts, told, strict=True):
-        if each.exclude == connection.id and isinstance(each, Publication):
-            yield connection.adapter.skipped(topic, each.offset)
-        else:
-            yield part
-
-
-def _release(connection: Connection, audience: Audience) -> None:
-    if audience.held is not None:
-        audience.held.discard(connection)
-        if not audience.held:
-            audience.held = None
+        deliveries.inc((len(told) - lost) * audience.write(told))

@@ -12,8 +12,9 @@ from typing import Final
 
 import msgspec
 
+from trunkline.edge.audience import Audience
 from trunkline.edge.connection import Connection
-from trunkline.edge.hub import Audience, Hub
+from trunkline.edge.hub import Hub
 from trunkline.edge.members import TopicMembers
 from trunkline.shared import wire
 from trunkline.shared.bus import Message

@@ -28,6 +28,7 @@ from trunkline.edge.sessions import Sessions
 from trunkline.edge.settings import EdgeSettings
 from trunkline.edge.socket import ABNORMAL, Socket, SocketClosed
 from trunkline.edge.subscribing import Subscribing
+from trunkline.edge.users import Users
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.health import Readiness, health_routes
 from trunkline.shared.logs import get_logger
@@ -79,6 +80,7 @@ class Server:
         authenticator: Authenticator,
         calls: Calls,
         subscribing: Subscribing,
+        users: Users,
         dispatcher: Dispatcher,
         rates: Rates,
         liveness: Liveness,
@@ -95,6 +97,7 @@ class Server:
         self._authenticator = authenticator
         self._calls = calls
         self._subscribing = subscribing
+        self._users = users
         self._dispatcher = dispatcher
         self._rates = rates
         self._liveness = liveness
@@ -262,6 +265,7 @@ class Server:
         if connection is not None:
             fresh = make()
             connection.adapter, connection.adapter_settled = fresh.adapter, fresh.adapter_settled
+            await self._users.join(connection, manifest)
         return connection
 
     async def _new(self, request: web.Request, manifest: Manifest, make: Callable[[], Connection]) -> Connection:
@@ -273,6 +277,7 @@ class Server:
             await self._ask_to_connect(request, connection, manifest)
             if manifest.session:
                 await self._sessions.begin(connection, msgspec.json.encode(_query_of(request)))
+            await self._users.join(connection, manifest)
             await self._lifecycle.open(connection, manifest)
         except BaseException:
             self._subscribing.forget(connection)

@@ -29,6 +29,7 @@ from trunkline.edge.server import Server
 from trunkline.edge.sessions import Sessions
 from trunkline.edge.settings import EdgeSettings
 from trunkline.edge.subscribing import Subscribing
+from trunkline.edge.users import Users
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import CloseCode
@@ -155,6 +156,7 @@ class EdgeService:
             self._authenticator,
             calls,
             subscribing,
+            Users(self._hub, self._attachments),
             dispatcher,
             self._rates,
             self._liveness,

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import msgspec
 
 from trunkline.edge.attachments import Attachments
+from trunkline.edge.audience import Audience
 from trunkline.edge.calls import Calls
 from trunkline.edge.connection import Connection
-from trunkline.edge.hub import Audience, Hub
+from trunkline.edge.hub import Hub
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.presence import Presence
 from trunkline.edge.topic import Lost
@@ -87,8 +88,10 @@ class Subscribing:
         raise TrunklineError(ErrorCode.FORBIDDEN, f"the topic's policy does not allow to {operation}")
 
     def check_room(self, connection: Connection, topic: str) -> None:
-        """Raises `ALREADY_SUBSCRIBED` or `LIMIT`."""
+        """Raises `ALREADY_SUBSCRIBED` or `LIMIT`, or `FORBIDDEN` for a topic of Trunkline's own."""
         check_topic(topic)
+        if topic.startswith(RESERVED):
+            raise TrunklineError(ErrorCode.FORBIDDEN, f"nobody subscribes to topics that begin with {RESERVED!r}")
         if topic in connection.subscribing or (topic in connection.topics and not is_held(connection, topic)):
             raise TrunklineError(ErrorCode.ALREADY_SUBSCRIBED, "this connection is subscribed to this topic")
         if topic not in connection.topics and len(connection.topics) + len(connection.subscribing) >= self._limit:
@@ -212,9 +215,8 @@ class Subscribing:
         """Ends all that a closed connection had."""
         if connection.resumable is not None:
             connection.resumable.held.clear()
-        partitions = {name: self._hub.topics[name].sequence.partition for name in connection.topics}
-        for name in self._hub.remove(connection):
-            self._attachments.detach(name, partitions[name])
+        for audience in self._hub.remove(connection):
+            self._attachments.detach(audience.sequence.name, audience.sequence.partition)
 
 
 async def _do_not_save(_connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """What users import: `from trunkline.app import Channel, Context, Reject`."""
 
 from trunkline.app.channel import Channel
-from trunkline.app.context import Connection, Context
+from trunkline.app.context import Connection, Context, User
 from trunkline.app.errors import ChannelError, Reject
 from trunkline.app.feeds import TopicFeed
 from trunkline.app.presence import Allow, Member, Presence
@@ -32,4 +32,5 @@ __all__ = [
     "Session",
     "TopicFeed",
     "TrunklineError",
+    "User",
 ]

@@ -160,6 +160,7 @@ def manifest_of(registry: Registry, built: Built) -> Manifest:
         rate=RateEntry.of(registry.rate),
         subscriptions=tuple(function.entry for function in built.subscription_functions),
         session=registry.session is not None,
+        users=registry.users,
         schedules={
             name: ScheduleEntry(period_s=handler.period_s, pool=handler.pool)
             for (kind, name), handler in sorted(registry.handlers.items())

@@ -54,7 +54,7 @@ class Channel:
     other services consume the events of connections that come and go (docs/architecture.md); handlers of such events imply
     it. `rate` and `burst` limit all messages of one connection, in place of the edge's own limit (see `on`). `resume`: for
     how many seconds a client that has lost its socket may come back to its connection, with its state, its subscriptions and
-    its presence (0: not at all).
+    its presence (0: not at all). `users`: its connections hear what is sent to their users (`ctx.user(id).send`).
     """
 
     def __init__(
@@ -67,8 +67,11 @@ class Channel:
         rate: str | None = None,
         burst: int | None = None,
         resume: float = 0.0,
+        users: bool = False,
     ) -> None:
-        self._registry = Registry(name, state=state, pool=pool, lifecycle=lifecycle, rate=rate, burst=burst, resume=resume)
+        self._registry = Registry(
+            name, state=state, pool=pool, lifecycle=lifecycle, rate=rate, burst=burst, resume=resume, users=users
+        )
         self._built: Built | None = None
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any, Final, Generic, Protocol
 
@@ -20,15 +20,28 @@ from trunkline.shared.logs import get_logger
 from trunkline.shared.positions import Position
 from trunkline.shared.postponed import Postponed
 from trunkline.shared.presence import PresencePage
-from trunkline.shared.topics import check_topic
+from trunkline.shared.topics import check_topic, user_topic
 from trunkline.shared.wire import Call
 
-__all__ = ["Connecting", "Connection", "Context", "Effects", "Environment", "encode_value", "read_presence"]
+__all__ = [
+    "Connecting",
+    "Connection",
+    "Context",
+    "Effects",
+    "Environment",
+    "Publish",
+    "User",
+    "encode_value",
+    "read_presence",
+]
 
 S = TypeVar("S", default=Any)
 
 REASON_BYTES: Final = 123
 """What a close frame has room for (RFC 6455, §5.5)."""
+
+Publish = Callable[[str, bytes, str | None, str | None], Awaitable[Position]]
+"""`Effects.publish`, of whomever."""
 
 _UNREAD: Final[Any] = object()
 _log = get_logger("trunkline.handler")
@@ -180,6 +193,38 @@ class Connection:
         await self._effects.close(self._somebody(), code, reason)
 
 
+class User:
+    """A user of the cluster, by the id that is the subject (`sub`) of the user's tokens: all its open connections, on every
+    edge, in the channels that ask for it with `Channel(…, users=True)`.
+    """
+
+    __slots__ = ("_key_of", "_publish", "_topic", "user_id")
+
+    def __init__(
+        self,
+        publish: Publish,
+        user_id: str,
+        key_of: Callable[[str], str | None] = lambda topic: None,
+    ) -> None:
+        self.user_id = user_id
+        self._topic = user_topic(user_id)
+        self._publish = publish
+        self._key_of = key_of
+
+    async def send(self, value: object, *, exclude: str | None = None) -> None:
+        """Pushes a message, anything pydantic can turn into JSON, to every open connection of the user but `exclude`, the id
+        of one, for example `ctx.connection_id`. Clients see the same frame as that of `ctx.send`.
+
+        Returns when the owner of the user's topic has it; while there is none, this asks again, for 8 s or until the call's
+        deadline. Each connection gets it at most once: nobody learns whether the user has any, and nothing is kept for
+        one that comes later. Messages to one user arrive in the order in which they were taken, but in no order with
+        replies and with `ctx.send`. Further attempts at a durable action send it once, unless the owner has changed.
+
+        Raises `TrunklineError` like `ctx.publish`; "bad_request" for what is no id.
+        """
+        await self._publish(self._topic, encode_value(value), self._key_of(self._topic), exclude)
+
+
 async def read_presence(effects: Effects, topic: str, limit: int, cursor: str) -> Presence:
     """See `Context.presence`."""
     if limit < 0:
@@ -285,6 +330,10 @@ class Context(Generic[S]):
         """Returns any connection of the cluster."""
         return Connection(self.environment.effects, connection_id)
 
+    def user(self, user_id: str) -> User:
+        """Returns a user of the cluster. Raises `TrunklineError("bad_request")` for what is no id."""
+        return User(self.environment.effects.publish, user_id, self.environment.publication_key)
+
     async def send(self, value: object) -> None:
         """Pushes a message to this connection: see `Connection.send`."""
         await self._connection.send(value)
@@ -312,9 +361,11 @@ class Context(Generic[S]):
         *,
         topic: str | None = None,
         action: str | None = None,
+        user: str | None = None,
         key: str | None = None,
     ) -> str:
-        """Publishes `message` into a topic, or runs the handler of a durable action with it, `delay_s` seconds from now.
+        """Publishes `message` into a topic, runs the handler of a durable action with it, or sends it to a user (by id),
+        `delay_s` seconds from now.
 
         Returns when nothing can lose it (while JetStream is away this tries for 8 s): NATS keeps it, and carries it out late
         if it or all workers were away. A handler that runs so has no connection (`ctx.connection_id` is ""), and the user of
@@ -333,6 +384,7 @@ class Context(Generic[S]):
             data=encode_value({} if message is None and action is not None else message),
             topic=topic,
             action=action,
+            to_user=user,
             key=key,
             attempt_key=self.environment.attempt_key(),
         )

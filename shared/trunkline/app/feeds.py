@@ -18,7 +18,7 @@ import structlog
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
-from trunkline.app.context import encode_value
+from trunkline.app.context import Publish, User, encode_value
 from trunkline.app.errors import ChannelError, where
 from trunkline.app.signatures import Signature, adapter_of
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -36,10 +36,11 @@ _log = get_logger("trunkline.handler")
 class TopicFeed:
     """The topic that a subscription function feeds, as the function sees it."""
 
-    __slots__ = ("_token", "name")
+    __slots__ = ("_publish", "_token", "name")
 
-    def __init__(self, name: str, resume_token: object = None) -> None:
+    def __init__(self, name: str, resume_token: object = None, publish: Publish | None = None) -> None:
         self.name = name
+        self._publish = publish
         self._token: bytes | None = None
         self.resume_token = resume_token
 
@@ -72,6 +73,13 @@ class TopicFeed:
     def token(self) -> bytes | None:
         """The resume token as it is stored. For whoever runs functions."""
         return self._token
+
+    def user(self, user_id: str) -> User:
+        """Returns a user of the cluster, for what is not for all subscribers: see `Context.user`. What a run sends that is
+        closed or fails is not taken back, so the next run may send it again."""
+        if self._publish is None:
+            raise TrunklineError(ErrorCode.NOT_AVAILABLE, "only what the subscription service runs can send to a user")
+        return User(self._publish, user_id)
 
     @property
     def logger(self) -> structlog.stdlib.BoundLogger:

@@ -110,10 +110,20 @@ class Registry:
         "resume_s",
         "session",
         "state",
+        "users",
     )
 
     def __init__(
-        self, name: str, *, state: Any, pool: str, lifecycle: bool, rate: str | None, burst: int | None, resume: float
+        self,
+        name: str,
+        *,
+        state: Any,
+        pool: str,
+        lifecycle: bool,
+        rate: str | None,
+        burst: int | None,
+        resume: float,
+        users: bool,
     ) -> None:
         if not _NAME.match(name):
             raise ChannelError(f"channel name {name!r}: use 1 to 64 letters, digits, '-' and '_'")
@@ -123,6 +133,7 @@ class Registry:
         self.lifecycle = lifecycle
         self.rate = rate_of(rate, burst, str(self))
         self.resume_s = check_resume(resume, str(self))
+        self.users = users
         self.handlers: dict[tuple[Kind, str], Handler] = {}
         self.policies: dict[str, Policy] = {}
         self.feeds: dict[str, Feed] = {}

@@ -19,7 +19,7 @@ import pydantic_core
 import structlog
 from typing_extensions import TypeVar
 
-from trunkline.app.context import Connection, Effects, encode_value, read_presence
+from trunkline.app.context import Connection, Effects, User, encode_value, read_presence
 from trunkline.app.errors import ChannelError, Reject, where
 from trunkline.app.inbox import Inbox
 from trunkline.app.presence import Presence
@@ -181,6 +181,10 @@ class Session(Connection, Generic[M]):
     def connection(self, connection_id: str) -> Connection:
         """Returns any connection of the cluster."""
         return Connection(self._effects, connection_id)
+
+    def user(self, user_id: str) -> User:
+        """Returns a user of the cluster: see `Context.user`."""
+        return User(self._effects.publish, user_id)
 
     async def publish(self, topic: str, value: object, *, key: str | None = None, exclude: str | None = None) -> Position:
         """Publishes into a topic: see `Context.publish`."""

@@ -40,6 +40,7 @@ from trunkline.shared.positions import Position
 from trunkline.shared.postponed import Postponed
 from trunkline.shared.presence import Member, PresencePage
 from trunkline.shared.sessions import Begin
+from trunkline.shared.topics import user_of_topic
 from trunkline.shared.wire import Call, Encoding
 
 __all__ = [
@@ -81,19 +82,21 @@ async def run_subscription(
     count: int,
     resume_token: object = None,
     resources: Mapping[Any, Any] | None = None,
+    sent_to_users: list[tuple[str, Any]] | None = None,
     timeout_s: float = 5.0,
 ) -> list[Fed]:
     """Runs the subscription function of a topic until it has yielded `count` values, then closes it; fewer if it returns.
 
-    `resources` are its resources by type. Raises what the function raises, `TimeoutError`, and `LookupError` when no
-    function of the channel feeds the topic.
+    `resources` are its resources by type. `sent_to_users` gets what it sends, `(user id, value)`. Raises what the function
+    raises, `TimeoutError`, and `LookupError` when no function of the channel feeds the topic.
     """
     for function in channel.subscription_functions:
         if function.pattern.match(topic) is not None:
             break
     else:
         raise LookupError(f"no subscription function of {channel} feeds {topic!r}")
-    feed = TopicFeed(topic, resume_token)
+    recorder = _Recorder()
+    feed = TopicFeed(topic, resume_token, recorder.publish)
     found: list[Fed] = []
     async with asyncio.timeout(timeout_s), aclosing(function.start(feed, resources or {})) as generator:
         while len(found) < count:
@@ -102,11 +105,13 @@ async def run_subscription(
             except StopAsyncIteration:
                 break
             found.append(Fed(msgspec.json.decode(encode_value(value)), feed.resume_token))
+    if sent_to_users is not None:
+        sent_to_users += recorder.sent_to_users
     return found
 
 
 class Scheduled(NamedTuple):
-    """What a handler has put off: for how long, where (a topic or an action), what, and under which key."""
+    """What a handler has put off: for how long, where (a topic, that of a user, or an action), what, and under which key."""
 
     delay_s: float
     topic: str | None
@@ -129,6 +134,7 @@ class _Recorder:
     def __init__(self) -> None:
         self.connections: defaultdict[str, Records] = defaultdict(Records)
         self.published: list[Published] = []
+        self.sent_to_users: list[tuple[str, Any]] = []
         self.offsets: defaultdict[str, int] = defaultdict(int)
         self.keys: dict[tuple[str, str], Position] = {}
         self.scheduled: dict[str, Scheduled] = {}
@@ -147,7 +153,12 @@ class _Recorder:
         position = Position(self.offsets[topic], EPOCH)
         if key is not None:
             self.keys[topic, key] = position
-        self.published.append(Published(topic, msgspec.json.decode(data), position, exclude))
+        value = msgspec.json.decode(data)
+        user_id = user_of_topic(topic)
+        if user_id is None:
+            self.published.append(Published(topic, value, position, exclude))
+        else:
+            self.sent_to_users.append((user_id, value))
         return position
 
     async def subscribe(self, connection_id: str, topic: str, info: bytes | None) -> Position:
@@ -225,6 +236,11 @@ class RecordingContext(Context[Any]):
         return self._recorder.published
 
     @property
+    def sent_to_users(self) -> list[tuple[str, Any]]:
+        """All that was sent to users, in order: `(user id, value)`."""
+        return self._recorder.sent_to_users
+
+    @property
     def scheduled(self) -> list[Scheduled]:
         """All that is put off and not cancelled, in the order in which it was put off."""
         return list(self._recorder.scheduled.values())
@@ -286,6 +302,11 @@ class SessionClient:
     def published(self) -> list[Published]:
         """All publications, in order."""
         return self._recorder.published
+
+    @property
+    def sent_to_users(self) -> list[tuple[str, Any]]:
+        """All that was sent to users, in order: `(user id, value)`."""
+        return self._recorder.sent_to_users
 
     def say(self, action: str, **fields: Any) -> None:
         """Sends a message that wants no reply. Raises `TrunklineError` if its type refuses it."""

@@ -175,7 +175,7 @@ class Manifest(_Entry):
     `lifecycle`: somebody wants to know which connections come and go, exactly; `lifecycle_handlers` are the events that have
     a handler. `rate`: how many messages one connection may send, whatever they are. `session`: each connection has a
     stateful function, which gets the messages whose action has no handler. `resume_s`: for how long a client that has lost
-    its socket may come back to its connection; 0: not at all.
+    its socket may come back to its connection; 0: not at all. `users`: connections hear what is sent to their users.
     """
 
     version: int = 1
@@ -192,6 +192,7 @@ class Manifest(_Entry):
     rate: RateEntry | None = None
     subscriptions: tuple[FunctionEntry, ...] = ()
     session: bool = False
+    users: bool = False
     schedules: Mapping[str, ScheduleEntry] = {}
 
     _patterns: tuple[TopicPattern, ...] = PrivateAttr(())

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from prometheus_client import Counter, Gauge
 
-from trunkline.app.context import encode_value
+from trunkline.app.context import Publish, encode_value
 from trunkline.app.feeds import SubscriptionFunction, TopicFeed
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.inspection import FunctionStatus
@@ -79,7 +79,8 @@ class _Fed:
 
 
 class Functions:
-    """The functions by topic. `is_trusted` says whether this instance may still act as an owner.
+    """The functions by topic. `is_trusted` says whether this instance may still act as an owner. `publish` carries out what
+    functions send to users.
 
     At most `most` run at a time. One that is closed is cancelled, and again after `close_s` seconds.
     """
@@ -90,6 +91,7 @@ class Functions:
         resources: Mapping[Any, Any],
         tasks: Tasks,
         is_trusted: Callable[[], bool],
+        publish: Publish,
         *,
         most: int,
         close_s: float,
@@ -98,6 +100,7 @@ class Functions:
         self._resources = resources
         self._tasks = tasks
         self._is_trusted = is_trusted
+        self._publish_elsewhere = publish
         self._most = most
         self._close_s = close_s
         self._owner: Owner
@@ -262,7 +265,7 @@ class Functions:
             fed.error = f"this instance runs {self._most} functions already (setting `functions`); it is tried again"
             self._refused(fed, "limit", failed=True)
             return
-        feed = TopicFeed(fed.name)
+        feed = TopicFeed(fed.name, publish=self._publish_elsewhere)
         try:
             generator = fed.function.start(feed, self._resources)
         except TrunklineError as error:

@@ -160,11 +160,13 @@ class SubscriptionService:
         Raises `ChannelError` for an app that cannot work, before anything is connected.
         """
         await self._app.open(self._settings.resource_timeout_s)
+        effects = BusEffects(self._bus, self._caller, self._subjects)
         self._functions = Functions(
             self._app.subscription_functions,
             self._app.resources,
             self._function_tasks,
             lambda: self._ownership.trusted,
+            effects.publish,
             most=self._settings.functions,
             close_s=self._settings.function_close_s,
         )
@@ -198,7 +200,7 @@ class SubscriptionService:
             self._function_tasks,
             self._caller,
             self._answerer,
-            BusEffects(self._bus, self._caller, self._subjects),
+            effects,
             self._subjects,
             lambda: self._ownership.trusted,
             self._settings,

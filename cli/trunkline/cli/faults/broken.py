@@ -39,7 +39,8 @@ def _drop_append() -> None:
 
 
 def _patch_tell(defect: str) -> None:
-    from trunkline.edge.hub import Audience, Hub
+    from trunkline.edge.audience import Audience
+    from trunkline.edge.hub import Hub
     from trunkline.edge.topic import Lost
     from trunkline.shared.wire import Publication
 
