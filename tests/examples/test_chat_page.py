@@ -122,7 +122,24 @@ async def test_a_terminal_close_code_is_told_and_not_retried(page: Page, edge: E
     await shows_state(page, "Online")
 
 
-@pytest.mark.parametrize("code", [1001, 1012, 3001, 3008, 4000])
+async def test_a_refusal_is_told_in_the_servers_words(page: Page, edge: Edge) -> None:
+    await edge.close(3507, "rejected: please take another name")
+    await expect(page.get_by_role("alert").filter(has_text="“please take another name” (code 3507)")).to_be_visible()
+    await page.clock.run_for(120_000)
+    assert len(edge.sockets) == 1
+
+
+async def test_the_page_comes_back_no_sooner_than_the_server_asks_for(page: Page, edge: Edge) -> None:
+    await edge.close(3013, "limit: this edge is full; try again (retry after 30 s)")
+    await shows_state(page, "Offline")
+    await page.clock.run_for(29_900)
+    assert len(edge.sockets) == 1
+    await page.clock.run_for(15_200)
+    await edge.connections(2)
+    await shows_state(page, "Online")
+
+
+@pytest.mark.parametrize("code", [1001, 1012, 3001, 3005, 3008, 3013, 4000])
 async def test_every_other_close_code_is_retried(page: Page, edge: Edge, code: int) -> None:
     await edge.close(code)
     await shows_state(page, "Offline")

@@ -70,6 +70,14 @@ async def test_a_visitor_who_comes_back_sees_what_was_missed(trunkline: Cluster,
     assert len(line.split()) > 1, "the history is in the picture at once"
 
 
+async def test_a_page_without_leave_says_so_and_stops(page: Page) -> None:
+    expect.set_options(timeout=WAIT_MS)
+    settings = {"static_dir": STATIC, "auth": "token", "jwt_secret": "0123456789abcdef0123456789abcdef"}
+    async with cluster(prices, edge=settings) as trunkline:
+        await page.goto(trunkline.url)
+        await expect(page.get_by_role("status")).to_contain_text("Closed: unauthorized: a token is missing")
+
+
 async def test_a_browsers_room_for_sockets_is_told(trunkline: Cluster, page: Page) -> None:
     expect.set_options(timeout=WAIT_MS)
     await page.goto(trunkline.url)

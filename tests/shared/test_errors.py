@@ -38,7 +38,7 @@ def test_close_codes_say_whether_to_reconnect() -> None:
 
     ours = {code for code in CloseCode if code >= 3000}
     assert {code.name for code in ours if reconnect(code)} == {
-        *("SHUTDOWN", "INTERNAL", "EXPIRED", "SLOW", "RECONNECT", "NO_PONG"),
+        *("SHUTDOWN", "INTERNAL", "EXPIRED", "SLOW", "RECONNECT", "NO_PONG", "TRY_LATER"),
     }
     assert {code.name for code in ours if not reconnect(code)} == {
         "INVALID_TOKEN",
@@ -46,6 +46,8 @@ def test_close_codes_say_whether_to_reconnect() -> None:
         "STALE",
         "FORCED",
         "CONNECTION_LIMIT",
+        "FORBIDDEN",
+        "NOT_AVAILABLE",
         "TOO_MANY_ERRORS",
     }
 

@@ -23,6 +23,7 @@ from trunkline.edge.liveness import Liveness
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.plain import JSON, MSGPACK
 from trunkline.edge.rate import Rates
+from trunkline.edge.refusing import CLIENT_LEFT, Refusing, refuse, refused
 from trunkline.edge.resuming import Resuming
 from trunkline.edge.sessions import Sessions
 from trunkline.edge.settings import EdgeSettings
@@ -39,31 +40,14 @@ __all__ = ["Server"]
 
 MSGPACK_SUBPROTOCOL: Final = "trunkline.msgpack"
 JSON_SUBPROTOCOL: Final = "trunkline.json"
-STATUS: Final = {
-    ErrorCode.UNAUTHORIZED.code: 401,
-    ErrorCode.TOKEN_EXPIRED.code: 401,
-    ErrorCode.FORBIDDEN.code: 403,
-    ErrorCode.UNKNOWN_CHANNEL.code: 404,
-    ErrorCode.BAD_REQUEST.code: 400,
-    ErrorCode.INVALID.code: 400,
-    ErrorCode.OVERLOADED.code: 503,
-    ErrorCode.LIMIT.code: 503,
-    ErrorCode.NO_WORKER.code: 503,
-    ErrorCode.UNAVAILABLE.code: 503,
-    ErrorCode.TIMEOUT.code: 504,
-    ErrorCode.INTERNAL.code: 500,
-}
-"""HTTP status of a refusal before the upgrade; a handler's own code is 403."""
 SECRETS: Final = frozenset({"token", "session"})
 """Query parameters that handlers do not see."""
-CLIENT_LEFT: Final = 499
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 PASSED_HEADERS: Final = ("User-Agent", "Accept-Language", "X-Forwarded-For", "X-Request-Id")
 
 accepted = Counter("trunkline_connections_accepted_total", "Connections that were opened.")
 left_early = Counter("trunkline_connections_left_early_total", "Clients that left before their socket opened.")
 failed = Counter("trunkline_connections_failed_total", "Connections that an error of the edge's own has ended.")
-refused = Counter("trunkline_connections_refused_total", "Upgrades that were refused.", ["status"])
 
 log = get_logger(__name__)
 
@@ -105,6 +89,7 @@ class Server:
         self._sessions = sessions
         self._resuming = resuming
         self._tasks = tasks
+        self._refusing = Refusing()
         self._asked: set[object] = set()
         self._first_seen: dict[object, float] = {}
         self._runner: web.AppRunner | None = None
@@ -177,11 +162,15 @@ class Server:
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
         try:
-            connection, response = await self._admit(request)
+            self._check(request)
         except TrunklineError as error:
-            status = error.status or STATUS.get(error.code, 403)
-            refused.labels(str(status)).inc()
-            return _refusal(error, status)
+            return refuse(error)
+        token, subprotocol = token_of(request.headers, request.query)
+        subprotocols = [MSGPACK_SUBPROTOCOL, JSON_SUBPROTOCOL, *([subprotocol] if subprotocol else [])]
+        try:
+            connection, response = await self._admit(request, token, subprotocols)
+        except TrunklineError as error:
+            return await self._refusing.refuse(request, error, subprotocols)
         socket: Socket | None = None
         try:
             await response.prepare(request)
@@ -210,16 +199,22 @@ class Server:
             self._lifecycle.ended(connection, code, reason)
             self._sessions.ended(connection, code, reason)
 
-    async def _admit(self, request: web.Request) -> tuple[Connection, web.WebSocketResponse]:
-        """Decides whether a client may connect. Raises the `TrunklineError` that refuses it."""
-        settings = self._settings
+    def _check(self, request: web.Request) -> None:
+        """Raises the `TrunklineError` that refuses what is no handshake, or a page that has no business here: neither gets a
+        socket, not even one that is closed at once.
+        """
         if not _is_handshake(request):
             raise TrunklineError(ErrorCode.BAD_REQUEST, "this is a WebSocket endpoint: upgrade the connection")
+        if not origin_allowed(request.headers.get("Origin"), request.host, self._settings.allowed_origins):
+            raise TrunklineError(ErrorCode.FORBIDDEN, "this origin is not allowed; see the setting allowed_origins")
+
+    async def _admit(
+        self, request: web.Request, token: str | None, subprotocols: list[str]
+    ) -> tuple[Connection, web.WebSocketResponse]:
+        """Decides whether a client may connect. Raises the `TrunklineError` that refuses it."""
+        settings = self._settings
         if len(self._hub.connections) >= settings.connections:
             raise TrunklineError(ErrorCode.LIMIT, "this edge is full; try again", retry_after_s=5.0)
-        if not origin_allowed(request.headers.get("Origin"), request.host, settings.allowed_origins):
-            raise TrunklineError(ErrorCode.FORBIDDEN, "this origin is not allowed; see the setting allowed_origins")
-        token, subprotocol = token_of(request.headers, request.query)
         identity = await self._authenticator.verify(token)
         channel = request.match_info["channel"]
         if identity.channels is not None and channel not in identity.channels:
@@ -228,16 +223,15 @@ class Server:
         if manifest is None:
             await self._manifests.refresh([channel])
             manifest = self._manifests.required(channel)
-        offered = [MSGPACK_SUBPROTOCOL, JSON_SUBPROTOCOL, *([subprotocol] if subprotocol else [])]
         response = web.WebSocketResponse(
             timeout=settings.slow_close_s,
             autoping=False,
-            protocols=offered,
+            protocols=subprotocols,
             compress=False,
             max_msg_size=settings.message_bytes + 1,  # aiohttp's limit is what is refused
             decode_text=False,
         )
-        chosen = _chosen_subprotocol(request, offered)
+        chosen = _chosen_subprotocol(request, subprotocols)
         msgpack = chosen == MSGPACK_SUBPROTOCOL or request.query.get("encoding") == "msgpack"
 
         def make() -> Connection:
@@ -362,11 +356,3 @@ def _chosen_subprotocol(request: web.Request, offered: list[str]) -> str | None:
     if asked is None:
         return None
     return next((each for each in map(str.strip, asked.split(",")) if each in offered), None)
-
-
-def _refusal(error: TrunklineError, status: int) -> web.Response:
-    body: dict[str, object] = {"code": error.code, "message": error.message}
-    if error.detail is not None:
-        body["detail"] = error.detail
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(round(error.retry_after_s) or 1)}
-    return web.json_response({"error": body}, status=status, headers=headers)

@@ -78,7 +78,7 @@ client.addEventListener("state", ({ detail: state }) => {
   }
   $("closed").hidden = state.name !== "closed";
   if (state.name === "closed") {
-    const reason = state.reason ? `“${state.reason}”` : "no reason given";
+    const reason = state.reason ? `“${state.reason.replace(/^[^\s:]+: /, "")}”` : "no reason given";
     $("closed-text").textContent = `The server closed the connection for good: ${reason} (code ${state.code}).`;
   }
 });

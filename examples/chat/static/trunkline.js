@@ -9,6 +9,9 @@
  *   const { offset } = await client.call("say", { room: "1", text: "hi" });
  *
  * Other events: "error" (a TrunklineError that belongs to no call) and "push" (a frame that a handler sent).
+ *
+ * A server that refuses this page closes the socket with a code, too: 3500 to 3999 and 4500 to 4999 are final (log in again, ask for
+ * something else), after every other one it connects again, later each time, and no sooner than the server asks for.
  */
 
 /** Why a call or a subscription failed. `code` is the server's name for it, or "offline", "disconnected", "timeout". */
@@ -19,8 +22,10 @@ export class TrunklineError extends Error {
   }
 }
 
-const TEMPORARY = new Set(["internal", "overloaded", "no_worker", "timeout", "unavailable"]);
-const terminal = (code) => (code >= 3500 && code <= 3999) || (code >= 4500 && code <= 4999);
+/** Codes of errors after which the same may succeed, and whether a close code says not to come back. */
+export const TEMPORARY = new Set(["internal", "overloaded", "no_worker", "rate_limited", "timeout", "unavailable"]);
+export const terminal = (code) => (code >= 3500 && code <= 3999) || (code >= 4500 && code <= 4999);
+const retryAfterS = (reason) => Number(/ \(retry after (\d+) s\)$/.exec(reason)?.[1] ?? 0);
 
 export class Trunkline extends EventTarget {
   #url;
@@ -44,7 +49,7 @@ export class Trunkline extends EventTarget {
     this.#options = { pingS, pongS, timeoutS, minRetryS, maxRetryS };
   }
 
-  /** `{name}`; offline adds `retryAt` (by performance.now()) and `code`, closed adds `code` and `reason`. */
+  /** `{name}`; offline and closed add `code` and `reason` ("forbidden: …"), offline also `retryAt` (by performance.now()). */
   get state() {
     return this.#state;
   }
@@ -211,7 +216,8 @@ export class Trunkline extends EventTarget {
     if (wanted || terminal(code)) {
       this.#enter({ name: "closed", code, reason });
     } else {
-      const delayMs = this.#backoffS(this.#attempt) * 1000;
+      const asked = retryAfterS(reason) * (1 + Math.random() / 2); // a crowd is told the same
+      const delayMs = Math.max(asked, this.#backoffS(this.#attempt)) * 1000;
       this.#retryTimer = setTimeout(() => this.connect(), delayMs);
       this.#enter({ name: "offline", code, reason, retryAt: performance.now() + delayMs });
     }

@@ -146,9 +146,9 @@ client.subscribe(TOPIC, {
   },
 });
 
-client.addEventListener("state", ({ detail: { name } }) => {
+client.addEventListener("state", ({ detail: { name, code, reason } }) => {
   find("status").dataset.state = name;
-  find("status-text").textContent = STATES[name];
+  find("status-text").textContent = name === "closed" && code !== 1000 ? `${STATES[name]}: ${reason || code}` : STATES[name];
   changed();
 });
 addEventListener("online", () => client.wake());
