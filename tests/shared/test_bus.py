@@ -356,3 +356,11 @@ async def test_stop_does_not_wait_for_a_silent_server(nats: NatsServer, fail: Fa
         async with asyncio.timeout(6.0):
             await bus.stop()
     nats.resume()
+
+
+async def test_a_process_has_no_inbox_of_a_former_one_with_the_same_name(nats: NatsServer) -> None:
+    """JetStream acknowledged an append of an edge that was killed, and the edge of the same name that had started meanwhile
+    took it for its own: a client was told that its message was logged, and it was not."""
+    inboxes = [Bus(CommonSettings(nats_url=nats.url), "edge", "named", lambda _error: None).new_inbox() for _ in range(2)]
+    assert len(set(inboxes)) == 2
+    assert all(inbox.startswith("_INBOX_edge.named.") for inbox in inboxes)

@@ -323,3 +323,25 @@ async def test_each_end_of_a_request_is_told_once(nats: NatsServer, bus: Bus, ca
     assert await code_of(lost) == "unavailable"
     await eventually(lambda: len(ends) == 5)
     assert sorted(ends) == ["answered", "forgotten", "late", "lost", "nobody"]
+
+
+async def test_an_answer_to_a_process_that_was_killed_is_none_for_its_successor(bus: Bus) -> None:
+    """An edge with a configured id has the same inbox after a restart. Its ids began at 1 again, so that a client got what a
+    worker answered to another client, of the process before."""
+    served = await serve(bus, "calls")
+    killed = Caller(bus, INBOX, "test")
+    lost = killed.request("calls", body("of another client"), 10.0)
+    await eventually(lambda: served.requests)
+    successor = Caller(bus, INBOX, "test")
+    await successor.start()
+    asked = successor.request("calls", body("mine"), 10.0)
+    await eventually(lambda: len(served.requests) == 2)
+    answerer = Answerer(bus)
+    for reply, request in served.requests:
+        answerer.answer(reply, request.id, request.body)
+        answerer.flush()
+    assert value(await asked) == "mine"
+    assert not lost.done()
+    for caller in (killed, successor):
+        caller.stop()
+    await asyncio.gather(lost, return_exceptions=True)

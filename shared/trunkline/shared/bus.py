@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,7 @@ CLOSE_TIMEOUT_S: Final = 2.0
 FLUSH_TIMEOUT_S: Final = 10
 """Longer than it takes to notice a silent server: at a pong that nobody waits for any more, nats-py stops reading."""
 OUTGOING_BYTES: Final = 32 * 1024 * 1024
+FIRST_INBOX_BITS: Final = 48
 TURN_BYTES: Final = 256 * 1024
 """After so much the sender lets others run."""
 
@@ -113,7 +115,8 @@ class Bus:
         self.fail = fail
         self._settings = settings
         self._instance = instance
-        self._last_inbox = 0
+        # Nor has a process of the same name had it before, which may be answered after its end.
+        self._last_inbox = secrets.randbits(FIRST_INBOX_BITS)
         self._connect_timeout_s = connect_timeout_s
         self._tasks = Tasks("bus", fail)
         self._tls = tls_context(settings)

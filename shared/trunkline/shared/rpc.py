@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable
 from typing import Final
 
@@ -25,6 +26,7 @@ __all__ = ["Answerer", "Caller", "UnansweredError"]
 
 SWEEP_S: Final = 0.05
 ITEM_OVERHEAD_BYTES: Final = 32
+FIRST_ID_BITS: Final = 48
 
 log = get_logger(__name__)
 
@@ -67,7 +69,9 @@ class Caller:
         self._bus = bus
         self._inbox = inbox
         self._batch_items = batch_items
-        self._last_id = 0
+        # An edge with a name of its own keeps its inbox when it starts again. What is answered then to the process that was
+        # killed must not be taken for the answer to something else.
+        self._last_id = secrets.randbits(FIRST_ID_BITS)
         self._last_batch = 0
         self._waiting: dict[int, _Waiting] = {}
         self._gathering: dict[str, _Batch] = {}
