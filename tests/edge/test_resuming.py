@@ -387,6 +387,21 @@ async def test_an_edge_that_stops_leaves_its_connections_to_others(trunkline: Cl
     assert all(each.startswith(other.edge_id) for each, _, _ in game.gone)
 
 
+async def test_an_edge_that_stops_does_not_end_what_it_leaves_to_others(trunkline: Cluster, game: Game) -> None:
+    """An audit that fell into the drain found entries of connections that this edge had no more, since it had left them to
+    others, and ended them as lost."""
+    other = await trunkline.start_edge()
+    async with trunkline.connect(path()) as client:
+        session, connection_id = await play(client)
+        cut(client)
+        await until_suspended(trunkline.edge, connection_id)
+    trunkline.edge._resuming.drain()
+    await trunkline.edge._lifecycle.audit()
+    async with trunkline.connect(path(session), edge=other) as client:
+        assert (await greeted(client))["resumed"] is True
+    assert not game.gone
+
+
 async def test_a_handler_ends_a_connection_whose_client_is_away(trunkline: Cluster, game: Game) -> None:
     async with trunkline.connect(path()) as client:
         session, connection_id = await play(client)

@@ -113,6 +113,8 @@ class Lifecycle:
         """The sequence of this edge's own entry; 0: it may not be there."""
         self._is_comparing = False
         """Whether the register may know connections of this edge."""
+        self._is_leaving = False
+        """Whether connections of this edge are left to others."""
         self._proved_at = float("-inf")
         """When the last beat that came back was sent."""
         self._suspicious = asyncio.Event()
@@ -130,6 +132,10 @@ class Lifecycle:
         if named:
             self._suspicious.set()
         self.beat()
+
+    def drain(self) -> None:
+        """From now on, what only the register knows may be what `leave` has left to others."""
+        self._is_leaving = True
 
     async def stop(self, timeout_s: float) -> None:
         """Writes the ends of all connections, for `timeout_s` seconds at the most; the rest is left to others."""
@@ -392,8 +398,9 @@ class Lifecycle:
         """Ends what only the register knows: it belongs to a process that had this edge's id before, or was dropped, or it
         was to take another one over."""
         found = await self._register.find(connection_id, channel)
-        if found is not None and connection_id not in self._known and connection_id not in self._coming:
-            await self._register.settle(found)
+        if found is None or self._is_leaving or connection_id in self._known or connection_id in self._coming:
+            return
+        await self._register.settle(found)
 
 
 def _as_it_is(connection: Connection, life: Life) -> Life:

@@ -214,6 +214,7 @@ class Resuming:
     def drain(self) -> None:
         """Leaves the suspended connections, and those that are closed from now on, to the other edges."""
         self._draining = True
+        self._lifecycle.drain()
         for connection in list(self._suspended):
             self._leave(connection)
 
