@@ -51,10 +51,20 @@ async def test_prints_the_position(nats: NatsServer, service: SubscriptionServic
     assert first["epoch"] == second["epoch"]
 
 
-async def test_a_user_is_named_by_id(nats: NatsServer, service: SubscriptionService) -> None:
-    first = await publish(nats.url, "--user", "Ada L", '{"text": "hi"}')
-    second = await publish(nats.url, "$user.Ada=20L", "1")
-    assert (first["offset"], second["offset"], second["epoch"]) == (1, 2, first["epoch"])
+async def test_a_user_is_named_by_id(nats: NatsServer) -> None:
+    async def take(message: Msg) -> None:
+        await message.respond(b'{"offset":7,"epoch":"e"}')
+
+    client = await connect(nats.url)
+    await client.subscribe("trunkline.publish.$user.Ada=20L", cb=take)
+    await client.flush()
+    assert await publish(nats.url, "--user", "Ada L", '{"text": "hi"}') == {"offset": 7, "epoch": "e"}
+    await client.close()
+
+
+async def test_what_nobody_asks_for_is_not_sent(nats: NatsServer, service: SubscriptionService) -> None:
+    with pytest.raises(Mistake, match=r"not_available: no channel hears .* users=True"):
+        await publish(nats.url, "--user", "Ada", "1")
 
 
 async def test_nobody_owns_topics(nats: NatsServer) -> None:

@@ -36,6 +36,11 @@ def test_a_topic_that_no_pattern_gives_a_history_is_ephemeral(topic: str) -> Non
     assert namespaces(manifest("chat", PLAIN, ROOM)).of(topic) is EPHEMERAL
 
 
+def test_users_are_heard_if_any_channel_wants_it() -> None:
+    assert not namespaces(manifest("chat", ROOM)).hears_users
+    assert namespaces(manifest("chat", ROOM), Manifest(channel="mail", users=True)).hears_users
+
+
 def test_before_any_manifest_everything_is_ephemeral() -> None:
     found = Namespaces(1.0, 1)
     assert found.of("room.1") is EPHEMERAL

@@ -19,10 +19,29 @@ from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import partition_of
+from trunkline.shared.wire import Publication
 from trunkline.subscriptions.batches import ENVELOPE_BYTES
 from trunkline.subscriptions.namespace import EPHEMERAL
 from trunkline.subscriptions.owner import SWEEP_TOPICS, Owner, check_json
+from trunkline.subscriptions.presence import SETTLE_S
 from trunkline.subscriptions.waiters import WAITS_S
+
+
+def test_what_is_for_a_user_waits_until_edges_have_had_the_time_to_attach() -> None:
+    clock = Clock()
+    owner = new_owner(clock)
+    with pytest.raises(TrunklineError, match="try again") as raised:
+        publish(owner, "$user.ada", b"1")
+    assert raised.value.code == ErrorCode.UNAVAILABLE.code
+    assert publish(owner, "room.1", b"1").offset == 1, "others do not wait"
+    attach(owner, "$user.ada", "e")
+    clock.now += SETTLE_S
+    publish(owner, "$user.ada", b"2", "key")
+    publish(owner, "$user.ada", b"2", "key")
+    assert [batch.publications for _, batch in taken(owner)] == [[Publication(1, b"2")]]
+    owner.claim({partition_of("$user.ada"): TERM + 1})
+    with pytest.raises(TrunklineError, match="try again"):
+        publish(owner, "$user.ada", b"3")
 
 
 def test_the_largest_publication_fits_and_one_byte_more_is_refused() -> None:

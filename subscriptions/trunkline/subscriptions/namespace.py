@@ -62,6 +62,8 @@ class Namespaces:
         self._default_ttl_s = default_ttl_s
         self._replicas = replicas
         self._manifests: list[Manifest] = []
+        self.hears_users = False
+        """Whether any channel hears what is sent to users."""
 
     def replace(self, manifests: Iterable[Manifest]) -> bool:
         """Takes the manifests as they are now. Topics that exist keep the log that they have.
@@ -70,6 +72,7 @@ class Namespaces:
         """
         before = self._patterns()
         self._manifests = sorted(manifests, key=lambda manifest: manifest.channel)
+        self.hears_users = any(manifest.users for manifest in self._manifests)
         return self._patterns() != before
 
     def _patterns(self) -> list[list[tuple[str, bool]]]:

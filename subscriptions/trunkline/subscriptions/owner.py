@@ -19,7 +19,7 @@ import msgspec
 from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
-from trunkline.shared.topics import check_topic, partition_of
+from trunkline.shared.topics import USERS, check_topic, partition_of
 from trunkline.subscriptions.batches import ENVELOPE_BYTES, encode_batches, pack_batches, pack_tops
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 from trunkline.subscriptions.presence import Presence
@@ -66,6 +66,7 @@ class Owner:
         *,
         max_payload: int,
         keeps_presence: Callable[[str], bool] = lambda name: False,
+        hears_users: Callable[[], bool] = lambda: True,
         presence_bytes: int = PRESENCE_BYTES,
         presence_grace_s: float = PRESENCE_GRACE_S,
         unlogged_bytes: int = UNLOGGED_BYTES,
@@ -90,6 +91,7 @@ class Owner:
         self._on_interest = on_interest
         self._advance = advance
         self._namespace_of = namespace_of
+        self._hears_users = hears_users
         self.waiters = Waiters(clock)
         self._unlogged_most = unlogged_bytes
         self._room = Room(unlogged_bytes)
@@ -273,8 +275,12 @@ class Owner:
     ) -> None:
         """Takes a publication; its position is settled once nothing can lose it.
 
-        Raises `TrunklineError`: `INVALID`, `TOO_LARGE`, `BAD_REQUEST`, or `UNAVAILABLE` if the topic has another owner.
+        Raises `TrunklineError`: `INVALID`, `TOO_LARGE`, `BAD_REQUEST`, or `UNAVAILABLE` if the topic has another owner. For
+        the topic of a user also `NOT_AVAILABLE` if no channel hears it, and `UNAVAILABLE` as long as edges may not be
+        attached to this owner yet: they would not hear it, and not notice either.
         """
+        if name.startswith(USERS):
+            self._check_users(partition_of(check_topic(name)))
         check_json(data)
         if len(data) > self._max_payload - ENVELOPE_BYTES:
             most = self._max_payload - ENVELOPE_BYTES
@@ -287,6 +293,15 @@ class Owner:
         self._note_due(topic)
         if topic.namespace.history:
             self._advance(topic)
+
+    def _check_users(self, partition: int) -> None:
+        self._term(partition)
+        if not self._hears_users():
+            raise TrunklineError(
+                ErrorCode.NOT_AVAILABLE, "no channel hears what is sent to users; declare one with Channel(…, users=True)"
+            )
+        if not self.presence.settled(partition):
+            raise TrunklineError(ErrorCode.UNAVAILABLE, "edges attach to this owner just now; try again", retry_after_s=0.2)
 
     def _note_due(self, topic: Topic) -> None:
         if topic.pending and not topic.due:

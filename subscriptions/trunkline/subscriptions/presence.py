@@ -249,7 +249,7 @@ class Presence:
         topic = self.topics.get(request.topic)
         if topic is None and not self._keeps(request.topic):
             raise TrunklineError(ErrorCode.NOT_AVAILABLE, "the namespace of this topic keeps no presence")
-        if not self._settled(partition_of(request.topic)):
+        if not self.settled(partition_of(request.topic)):
             raise TrunklineError(ErrorCode.UNAVAILABLE, "this owner does not know all members yet", retry_after_s=0.2)
         if topic is None:
             return PresencePage(self._version, term, 0, 0, [])
@@ -261,7 +261,8 @@ class Presence:
             raise TrunklineError(ErrorCode.UNAVAILABLE, "this topic has another owner now; try again", retry_after_s=0.1)
         return term
 
-    def _settled(self, partition: int) -> bool:
+    def settled(self, partition: int) -> bool:
+        """Whether edges have had the time to attach to this owner again, and to tell it their members."""
         return self._clock() >= self._settled_at[partition]
 
     # ------------------------------------------------------------------ what others are told
@@ -270,7 +271,7 @@ class Presence:
         """Notes that a topic is occupied or vacated, if it is time. Returns whether nothing waits for a later time."""
         if (topic.connections > 0) == bool(topic.occupied):
             return True
-        ready = self._clock() - topic.emptied_at >= self._grace_s if topic.occupied else self._settled(topic.partition)
+        ready = self._clock() - topic.emptied_at >= self._grace_s if topic.occupied else self.settled(topic.partition)
         if not (ready or hurry):
             return False
         topic.occupied = not topic.occupied
@@ -283,7 +284,7 @@ class Presence:
         waiting: set[str] = set()
         for name in self._changed:
             topic = self.topics[name]
-            if not self._settled(topic.partition):
+            if not self.settled(topic.partition):
                 waiting.add(name)
                 continue
             if not self._tell_services(topic):

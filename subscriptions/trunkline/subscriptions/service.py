@@ -190,6 +190,7 @@ class SubscriptionService:
             self._namespaces.of,
             max_payload=self._bus.max_payload,
             keeps_presence=self._namespaces.keeps_presence,
+            hears_users=lambda: self._namespaces.hears_users,
             presence_bytes=self._settings.presence_bytes,
             presence_grace_s=self._settings.presence_grace_s,
             on_interest=self._functions.interest,
@@ -345,9 +346,14 @@ class SubscriptionService:
 
     def _publish(self, topic: str, data: bytes, key: str | None, settle: Settle) -> None:
         if partition_of(check_topic(topic)) in self._subscriptions and self._ownership.trusted:
-            self._owner.publish(topic, data, key, settle)
-        else:
-            self._forwarder.publish(topic, data, key, settle)
+            try:
+                self._owner.publish(topic, data, key, settle)
+            except TrunklineError as error:
+                if error.code != ErrorCode.UNAVAILABLE.code:
+                    raise
+            else:
+                return
+        self._forwarder.publish(topic, data, key, settle)  # asks until there is an owner who can take it
 
     # ------------------------------------------------------------------ sweeping
 
