@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -197,3 +198,47 @@ async def test_what_a_role_creates_in_development_is_as_wanted(nats: NatsServer,
 async def test_create_streams_off_is_meant_for_the_others(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUNKLINE_CREATE_STREAMS", "false")
     assert (await apply())[0] == "created KV_trunkline_manifest"
+
+
+BRIDGES = [
+    {"subject": "orders.*", "topic": "order.{1}"},
+    {"stream": "SALES", "subject": "sales.*", "topic": "sale.{1}"},
+    {"stream": "WORK", "subject": "work.*", "topic": "work.{1}"},
+]
+
+
+@pytest.fixture
+def bridged(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_SUBSCRIPTIONS_BRIDGES", json.dumps(BRIDGES))
+
+
+@pytest.mark.usefixtures("bridged")
+async def test_streams_that_bridges_follow_are_not_created_and_it_is_told_what_they_wait_for(streams: Streams) -> None:
+    await streams.ensure_stream(Stream(name="WORK", subjects=["work.>"], retention="workqueue"))
+    sales, work = (await apply())[-2:]
+    assert sales.startswith(
+        "WAITS bridge SALES: sales.* > sale.{1}: there is no stream SALES: start the service that makes it"
+    )
+    assert work.startswith("WAITS bridge WORK: work.* > work.{1}: stream WORK is a work queue")
+    await streams.ensure_stream(Stream(name="SALES", subjects=["bills.>"]))
+    assert "has no 'sales.*', only bills.>" in (await apply())[-2]
+    await streams.ensure_stream(Stream(name="SALES", subjects=["bills.>", "sales.>"]))
+    assert (await apply())[-2] == "as wanted bridge SALES: sales.* > sale.{1}"
+
+
+@pytest.mark.usefixtures("bridged")
+async def test_permissions_of_bridges_are_printed_without_asking_nats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_NATS_URL", "nats://127.0.0.1:1")
+    result = await asyncio.to_thread(CliRunner().invoke, app, ["permissions", "--prefix", "mine"])
+    lines = [line.partition(" #")[0].strip() for line in result.output.splitlines()]
+    assert lines[0] == "# SUBSCRIPTIONS, publish, allow:"
+    assert '"$JS.API.CONSUMER.CREATE.SALES.*.sales.*"' in lines
+    assert len(lines) == len(set(lines)) == 17
+    assert lines[-2] == "# SUBSCRIPTIONS, subscribe, allow:"
+    assert lines[-1].startswith('"orders.* mine_bridge_')
+
+
+def test_without_bridges_nothing_more_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = CliRunner().invoke(app, ["permissions"]).output
+    assert output == "# no bridge, nothing beyond deploy/nats/users.conf\n"

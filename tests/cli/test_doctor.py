@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.support import users
 from tests.support.cluster import Cluster, cluster
-from tests.support.nats import nats_server
+from tests.support.nats import eventually, nats_server
 from tests.support.users import credentials
 from typer.testing import CliRunner
 
@@ -100,6 +100,15 @@ async def test_a_missing_stream_is_named(trunkline: Cluster) -> None:
     await bus.jetstream().delete_stream("trunkline_DEAD")
     code, found = await doctor(trunkline.nats.url)
     assert (code, bad(found)) == (1, [("stream trunkline_DEAD", "it is missing")])
+
+
+async def test_a_bridge_without_its_stream_is_named() -> None:
+    bridge = {"stream": "SALES", "subject": "sales.*", "topic": "room.{1}"}
+    async with cluster(channel(), subscriptions={"bridges": [bridge]}) as trunkline:
+        await eventually(lambda: any(trunkline.owner._bridges.faults().values()))
+        code, found = await doctor(trunkline.nats.url)
+    assert (code, bad(found)) == (1, [("bridge SALES: sales.* > room.{1}", "there is no stream SALES")])
+    assert any("nats stream add SALES --subjects 'sales.*'" in each["advice"] for each in found)
 
 
 async def test_without_nats() -> None:

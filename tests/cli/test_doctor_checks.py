@@ -11,6 +11,7 @@ from rich.console import Console
 from trunkline.cli.doctor.checks import (
     Check,
     Grade,
+    check_bridges,
     check_clocks,
     check_dead_letters,
     check_lag,
@@ -177,3 +178,30 @@ def test_the_table_has_a_line_for_each_check_and_says_what_to_do() -> None:
         ["→", "start", "one"],
         ["1", "faults,", "0", "warnings"],
     ]
+
+
+def bridging(instance: str, **bridges: str) -> Seen:
+    return process("subscriptions", instance, does={"bridges": bridges})
+
+
+def test_a_bridge_that_does_not_work_is_named_once_with_what_to_do() -> None:
+    assert [check.grade for check in check_bridges(["a"], [bridging("s1", a=""), bridging("s2", a="")])] == [Grade.OK]
+    broken = "there is no stream SALES: make it"
+    (fault,) = check_bridges([], [bridging("s1", a=broken), bridging("s2", a=broken), process("subscriptions", "older")])
+    assert (fault.check, fault.grade, fault.found, fault.advice) == (
+        "bridge a",
+        Grade.FAULT,
+        "there is no stream SALES",
+        "make it",
+    )
+
+
+@pytest.mark.parametrize("configured", [[], ["a"]])
+def test_instances_without_a_bridge_that_others_have_are_named(configured: list[str]) -> None:
+    (fault,) = check_bridges(configured, [bridging("s1", a=""), bridging("s2")])
+    assert (fault.grade, fault.found) == (Grade.FAULT, "s2 does not know it")
+    assert "TRUNKLINE_SUBSCRIPTIONS_BRIDGES" in fault.advice
+
+
+def test_a_cluster_without_bridges_has_nothing_to_say_of_them() -> None:
+    assert list(check_bridges([], [bridging("s1"), *ALL])) == []

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
+import nats
 import pytest
+from nats.aio.client import Client as NatsClient
+from nats.js.api import StreamConfig
 from pydantic import BaseModel
+from tests.support import users
 from tests.support.cluster import Cluster, cluster
 from tests.support.nats import eventually
 from tests.support.users import credentials, nats_server_with_users
 
 from trunkline.app import Channel, Context, Disconnect
+from trunkline.cli.admin import permission_lines
 from trunkline.edge.service import EdgeService
 from trunkline.edge.settings import EdgeSettings
 from trunkline.shared.errors import MissingError
+from trunkline.subscriptions.bridge import Bridge
+from trunkline.subscriptions.service import SubscriptionService
 
 
 class Say(BaseModel):
@@ -177,3 +186,130 @@ async def test_connections_come_go_and_come_back() -> None:
             assert (await client.receive())["resumed"] is True
             await eventually(lambda: heard == ["connected", "resumed"])
         await eventually(lambda: heard == ["connected", "resumed", "disconnected"])
+
+
+# ------------------------------------------------------------------ bridges
+
+SUBJECTS = Bridge(subject="orders.*.status", topic="room.{1}")
+STREAM = Bridge(stream="SALES", subject="sales.*.done", topic="room.{1}", start="all")
+USERS = users.USERS.read_text()
+OTHER = '{ user: other, password: "password-of-other" }  # the other services, which may do all\n        '
+
+
+def write_users(path: Path, lines: Sequence[str]) -> None:
+    """deploy/nats/users.conf with lines as `trunkline admin permissions` prints them, where it says that they belong."""
+    text = USERS.replace("{ user: edge,", f"{OTHER}{{ user: edge,")
+    head, role, rest = text.partition("SUBSCRIPTIONS = {")
+    kind = ""
+    for line in lines:
+        if line.startswith("#"):
+            kind = line.split()[2].rstrip(",")
+        else:
+            before, begin, after = rest.partition(f"    {kind}: {{ allow: [\n")
+            rest = f"{before}{begin}        {line}\n{after}"
+    path.write_text(head + role + rest)
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "users.conf"
+    monkeypatch.setattr(users, "USERS", path)
+    monkeypatch.setattr("trunkline.subscriptions.bridges.LOOK_S", 0.1)
+    return path
+
+
+async def reload(trunkline: Cluster) -> None:
+    said = "Reloaded server configuration"
+    before = trunkline.nats.log.count(said)
+    trunkline.nats.reload()
+    await eventually(lambda: trunkline.nats.log.count(said) > before)
+
+
+async def other(trunkline: Cluster) -> NatsClient:
+    return await nats.connect(trunkline.nats.url, user="other", password="password-of-other")
+
+
+async def test_bridges_work_with_the_permissions_that_are_printed_for_them(conf: Path) -> None:
+    bridges = [SUBJECTS, STREAM]
+    write_users(conf, permission_lines(bridges, "trunkline"))
+    async with cluster(channel(), subscriptions={"bridges": bridges}, least_privilege=True) as trunkline:
+        service = await other(trunkline)
+        jetstream = service.jetstream()
+        await jetstream.add_stream(StreamConfig(name="SALES", subjects=["sales.>"]))
+        async with trunkline.connect() as client:
+            await client.ask("$subscribe", topic="room.1")
+            await service.publish("orders.1.status", b'"ordered"')
+            assert (await client.receive())["data"] == "ordered"
+            await jetstream.publish("sales.1.done", b'"sold"')
+            assert (await client.receive())["data"] == "sold"
+            second = await trunkline.start_owner()
+            await trunkline.stop(trunkline.owner)
+            await jetstream.publish("sales.1.done", b'"sold again"')
+            await service.publish("orders.1.status", b'"ordered again"')
+            assert {(await client.receive())["data"] for _ in range(2)} == {"sold again", "ordered again"}
+
+        async def is_acknowledged() -> bool:
+            found = await jetstream.consumers_info("SALES")
+            return len(found) == 1 and found[0].ack_floor is not None and found[0].ack_floor.stream_seq == 2
+
+        await eventually(is_acknowledged)
+        assert [*trunkline.owner._bus.violations, *second._bus.violations] == []
+        assert set(second._bridges.faults().values()) == {""}
+        await service.close()
+
+
+async def test_a_bridge_of_a_stream_needs_each_line_and_says_which_one_is_missing(conf: Path) -> None:
+    lines = permission_lines([STREAM], "trunkline")
+    write_users(conf, lines)
+    async with cluster(channel(), subscriptions={"bridges": [STREAM]}, least_privilege=True) as trunkline:
+        service = await other(trunkline)
+        jetstream = service.jetstream()
+        await jetstream.add_stream(StreamConfig(name="SALES", subjects=["sales.>"]))
+        sold = 0
+        async with trunkline.connect() as client:
+            await client.ask("$subscribe", topic="room.1")
+            for line in lines:
+                if line.startswith(("#", '"$JS.ACK.*.')):  # the second form, which this server does not use
+                    continue
+                needed = json.loads(line.partition("#")[0])
+                write_users(conf, [each for each in lines if each != line])
+                await reload(trunkline)
+                owner = await trunkline.start_owner()
+                await trunkline.stop(trunkline.owner)
+                trunkline.owner = owner
+                sold += 1
+                await jetstream.publish("sales.1.done", b"%d" % sold)
+                begins = needed.lower().partition("*")[0].rstrip(">")
+
+                def says_so(owner: SubscriptionService = owner, begins: str = begins) -> bool:
+                    said = owner._bridges.faults()[STREAM.name]
+                    return f'publish to "{begins}' in said and "`trunkline admin permissions`" in said
+
+                await eventually(says_so, 10)
+            write_users(conf, lines)
+            await reload(trunkline)
+            assert [(await client.receive(timeout_s=20))["data"] for _ in range(sold)] == [*range(1, sold + 1)]
+        await service.close()
+
+
+async def test_a_bridge_of_subjects_says_what_is_missing_and_begins_when_it_is_there(conf: Path) -> None:
+    write_users(conf, [])
+    async with cluster(channel(), subscriptions={"bridges": [SUBJECTS]}, least_privilege=True) as trunkline:
+        service = await other(trunkline)
+
+        def faults() -> str:
+            return trunkline.owner._bridges.faults()[SUBJECTS.name]
+
+        await eventually(faults)
+        assert 'subscription to "orders.*.status"' in faults()
+        assert "`trunkline admin permissions`" in faults()
+        write_users(conf, permission_lines([SUBJECTS], "trunkline"))
+        await reload(trunkline)
+        async with trunkline.connect() as client:
+            await client.ask("$subscribe", topic="room.1")
+            heard = asyncio.create_task(client.receive())
+            while not heard.done():
+                await service.publish("orders.1.status", b'"ordered"')
+                await asyncio.sleep(0.05)
+            assert (await heard)["data"] == "ordered"
+        await service.close()

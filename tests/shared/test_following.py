@@ -106,7 +106,7 @@ async def test_followers_at_once_leave_the_last_one(streams: Streams) -> None:
 async def test_a_stream_that_is_made_anew_is_another(streams: Streams) -> None:
     first = await follow(streams, 1)
     await streams.api("STREAM.DELETE.SALES")
-    with pytest.raises(TrunklineError, match="stream not found"):
+    with pytest.raises(TrunklineError, match="there is no stream SALES"):
         await follow(streams, 2)
     await streams.ensure_stream(Stream(name="SALES", subjects=["sales.>"]))
     assert (await follow(streams, 2)).incarnation != first.incarnation

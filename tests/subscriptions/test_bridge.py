@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from trunkline.shared.subjects import overlap
 from trunkline.shared.topics import check_topic
-from trunkline.subscriptions.bridge import Bridge, overlap
+from trunkline.subscriptions.bridge import Bridge
 from trunkline.subscriptions.settings import SubscriptionSettings
 
 
@@ -127,3 +128,20 @@ def test_the_names_of_consumers_are_those_of_their_bridge() -> None:
     )
     assert one.consumer("eu.chat").startswith("eu_chat_bridge_")
     assert one.consumer("a") != Bridge(subject="orders.*", topic="orders.{1}", stream="ORDERS").consumer("a")
+
+
+@pytest.mark.parametrize(
+    ("bridge", "violation", "is_its_own"),
+    [
+        (Bridge(subject="Orders.*", topic="o.{1}"), 'subscription to "orders.*" using queue "q"', True),
+        (Bridge(subject="Orders.*", topic="o.{1}"), 'subscription to "bills.*" using queue "q"', False),
+        (Bridge(subject="Orders.*", topic="o.{1}"), 'publish to "orders.1"', False),
+        (Bridge(stream="SALES", subject="s.*", topic="s.{1}"), 'publish to "$js.api.consumer.names.sales"', True),
+        (Bridge(stream="SALES", subject="s.*", topic="s.{1}"), 'publish to "$js.ack.sales.c_1_0.1.2.3.4.5"', True),
+        (Bridge(stream="SALES", subject="s.*", topic="s.{1}"), 'publish to "$js.ack.bills.c_1_0.1.2.3.4.5"', False),
+        (Bridge(stream="SALES", subject="s.*", topic="s.{1}"), 'subscription to "s.*"', False),
+        (Bridge(stream="SALES", subject="s.*", topic="s.{1}"), "authorization violation", False),
+    ],
+)
+def test_what_nats_refuses_is_told_of_the_bridge_that_needs_it(bridge: Bridge, violation: str, is_its_own: bool) -> None:
+    assert bridge.is_refused_by(f"permissions violation for {violation}", "trunkline") is is_its_own

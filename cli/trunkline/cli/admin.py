@@ -1,9 +1,10 @@
 """`trunkline admin`: what an operator does to the streams and buckets of a cluster, and no role does by itself."""
 
 import asyncio
+import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
@@ -16,6 +17,7 @@ from trunkline.shared import logs
 from trunkline.shared.bus import Bus
 from trunkline.shared.declaring import bucket_stream, reconcile
 from trunkline.shared.event_log import Pools
+from trunkline.shared.following import unfollowable
 from trunkline.shared.later import LEAST_SERVER, due_consumer, later_stream
 from trunkline.shared.lifecycle import RESUME_BUCKET, lifecycle_consumers, lifecycle_streams
 from trunkline.shared.manifest import BUCKET, Manifest, read_manifests
@@ -24,6 +26,7 @@ from trunkline.shared.stream_config import Consumer, Drift, Stream
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import fail_with
+from trunkline.subscriptions.bridge import Bridge
 from trunkline.subscriptions.declared import declared_streams
 from trunkline.subscriptions.namespace import Namespaces
 from trunkline.subscriptions.settings import SubscriptionSettings
@@ -44,7 +47,8 @@ Before a deploy: **trunkline admin apply shop/app.py**. What would change: **tru
 
 Repeating it is harmless. It needs the NATS user `admin` of deploy/nats/users.conf; with the settings of the subscription
 service (TRUNKLINE_SUBSCRIPTIONS_REPLICAS, …_TTL_S) and of the workers (TRUNKLINE_WORKERS_EVENT_…), since these say what
-logs and events are kept like.
+logs and events are kept like, and which streams of other services bridges follow. These are not created; a bridge waits
+for them.
 """
 
 
@@ -78,6 +82,33 @@ def apply(
             else f"{remaining} of them cannot be changed as they are; what the server says is above",
             ExitCode.FAILED,
         )
+
+
+@app.command()
+@with_settings(SubscriptionSettings, options=("prefix",))
+def permissions(settings: SubscriptionSettings) -> None:
+    """Print what the bridges of the settings need beyond deploy/nats/users.conf, as lines for that file.
+
+    The lines go into the lists of SUBSCRIPTIONS there; then let NATS reload it (`nats-server --signal reload`, or SIGHUP).
+    """
+    for line in permission_lines(settings.bridges, settings.prefix):
+        print(line)
+
+
+def permission_lines(bridges: Iterable[Bridge], prefix: str) -> list[str]:
+    """What the NATS user of the subscription service needs for bridges, each line once."""
+    lines = []
+    needed = [(bridge.name, bridge.permissions(prefix)) for bridge in bridges]
+    for kind in ("publish", "subscribe"):
+        reasons: dict[str, list[str]] = {}
+        for name, each in needed:
+            for subject in getattr(each, kind):
+                reasons.setdefault(subject, []).append(name)
+        if reasons:
+            lines.append(f"# SUBSCRIPTIONS, {kind}, allow:")
+            width = max(map(len, reasons))
+            lines += [f"{json.dumps(subject):{width + 2}} # {', '.join(names)}" for subject, names in reasons.items()]
+    return lines or ["# no bridge, nothing beyond deploy/nats/users.conf"]
 
 
 def wanted(
@@ -123,6 +154,8 @@ async def apply_to(settings: SubscriptionSettings, manifests: Sequence[Manifest]
         every_log = subjects.log_stream("any")[1].replace(".any.", ".*.")
         for name in sorted(set(await streams.names(every_log)) - declared.keys()):
             typer.echo(f"unused     {name}: no channel asks for it any more; its content goes with `nats stream rm {name}`")
+        for line in await _sources(streams, settings.bridges):
+            typer.echo(line)
     return len(drifts) if dry_run else sum(1 for drift in drifts.values() if drift.refused)
 
 
@@ -137,6 +170,17 @@ def _line(name: str, drift: Drift | None, *, dry_run: bool) -> str:
         return f"{'missing' if dry_run else 'created':10} {name}"
     changes = ", ".join(f"{key} {found!r} -> {wanted!r}" for key, (found, wanted) in drift.changes.items())
     return f"{'differs' if dry_run else 'changed':10} {name}: {changes}"
+
+
+async def _sources(streams: Streams, bridges: Iterable[Bridge]) -> list[str]:
+    """Whether bridges have the streams that they are to follow. Those are of other services, so nothing is created."""
+    lines = []
+    for bridge in bridges:
+        if bridge.stream is not None:
+            info = await streams.api(f"STREAM.INFO.{bridge.stream}", missing_ok=True)
+            reason = unfollowable(bridge.stream, bridge.subject, info.get("config"))
+            lines.append(f"WAITS      bridge {bridge.name}: {reason}" if reason else f"as wanted  bridge {bridge.name}")
+    return lines
 
 
 async def _running(bus: Bus, streams: Streams, subjects: Subjects) -> list[Manifest]:

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 import nats
@@ -98,7 +98,8 @@ class Bus:
 
     What was published before the connection broke is never sent after it came back: its senders have been told.
     `on_reconnect` callbacks run after every reconnect: core messages may have been missed, so soft state must be
-    announced again. `fail` gets the error when the connection is closed for good (by the server's refusal, for example):
+    announced again; `on_violation` callbacks, with what the server says, whenever it does not let this user do something.
+    `fail` gets the error when the connection is closed for good (by the server's refusal, for example):
     nats-py never comes back from that, so the process must end.
     """
 
@@ -140,6 +141,7 @@ class Bus:
         self._refused_away = drops.labels(role, "bus: broker away")
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
+        self.on_violation: list[Callable[[str], None]] = []
 
     # ------------------------------------------------------------------ life
 
@@ -394,8 +396,11 @@ class Bus:
         if warning != self._last_warning:  # each try of a reconnect has the same to say
             self._last_warning = warning
             log.warning("NATS", error=warning)
-        if "permissions violation" in warning and (text := str(error).removeprefix("nats: ")) not in self.violations:
-            self.violations.append(text)
+        if "permissions violation" in warning:
+            violation = str(error).removeprefix("nats: ")
+            if violation not in self.violations:
+                self.violations.append(violation)
+            self._tell(self.on_violation, violation)
 
     async def _on_disconnected(self) -> None:
         self._connected = False
@@ -412,10 +417,10 @@ class Bus:
         self._client_publish_echo()
         self._tell(self.on_reconnect)
 
-    def _tell(self, callbacks: list[Callable[[], None]]) -> None:
+    def _tell(self, callbacks: Iterable[Callable[..., None]], *arguments: str) -> None:
         for callback in callbacks:
             try:
-                callback()
+                callback(*arguments)
             except Exception:
                 # Raised further, it would end nats-py's reconnecting, silently.
                 callback_failures.labels(self.role).inc()

@@ -8,12 +8,14 @@ position is in JetStream.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.streams import Streams
+from trunkline.shared.subjects import overlap
 
-__all__ = ["Followed", "SupersededError", "pending", "take_over"]
+__all__ = ["Followed", "SupersededError", "pending", "take_over", "unfollowable"]
 
 
 class SupersededError(TrunklineError):
@@ -49,11 +51,9 @@ async def take_over(
 
     Raises `SupersededError`, and `TrunklineError`: `INTERNAL` if the stream does not exist or cannot be followed.
     """
-    info = await streams.api(f"STREAM.INFO.{stream}")
-    if info["config"].get("retention") == "workqueue":
-        raise TrunklineError(
-            ErrorCode.INTERNAL, f"stream {stream} is a work queue: whoever follows it would take its messages from others"
-        )
+    info = await streams.api(f"STREAM.INFO.{stream}", missing_ok=True)
+    if reason := unfollowable(stream, subject, info.get("config")):
+        raise TrunklineError(ErrorCode.INTERNAL, reason)
     earlier = await _generations(streams, stream, base)
     generation = 0
     position: dict[str, Any] = {"deliver_policy": start}
@@ -79,6 +79,23 @@ async def take_over(
     for each in earlier:
         await streams.api(f"CONSUMER.DELETE.{stream}.{_name(base, *each)}", missing_ok=True)
     return Followed(name, str(info["created"]))
+
+
+def unfollowable(stream: str, subject: str, config: Mapping[str, Any] | None) -> str:
+    """Returns why a subject of a stream cannot be followed, and what to do; or "". `config`: None if there is no stream."""
+    if config is None:
+        advice = f"`nats stream add {stream} --subjects '{subject}'`"
+        return f"there is no stream {stream}: start the service that makes it, make it ({advice}), or mend the name"
+    if config.get("retention") == "workqueue":
+        return (
+            f"stream {stream} is a work queue: whoever follows it would take its messages from others; "
+            "follow a stream with limits that has it as its source"
+        )
+    captured = config.get("subjects") or []  # of a mirror: none
+    transformed = config.get("sources") or config.get("subject_transform")
+    if captured and not transformed and not any(overlap(subject, each) for each in captured):
+        return f"stream {stream} has no {subject!r}, only {', '.join(captured)}: mend the subject, or the stream's"
+    return ""
 
 
 async def pending(streams: Streams, stream: str, consumer: str) -> int:

@@ -31,7 +31,7 @@ class ProcessStatus(msgspec.Struct, array_like=True):
 
     `reasons`: why it is not ready. `violations`: what NATS has lately not let it do. `nats`: the version of the server that
     it is connected to. What it does: an edge has `connections`; a worker has `serves`, a list of `[channel, pool]`; an
-    instance of the subscription service has `partitions`, a list.
+    instance of the subscription service has `partitions`, a list, and `bridges`: what keeps each from working, or "".
     """
 
     version: int

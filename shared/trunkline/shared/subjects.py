@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-__all__ = ["Subjects"]
+__all__ = ["Subjects", "overlap"]
 
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\Z")
 
@@ -196,3 +196,14 @@ class Subjects:
     def bucket(self, name: str) -> str:
         """The KV bucket `name` of this prefix."""
         return f"{self.prefix.replace('.', '_')}_{name}"
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether a subject can match both of two subjects with wildcards."""
+    ones, others = one.split("."), other.split(".")
+    for mine, theirs in zip(ones, others, strict=False):
+        if ">" in (mine, theirs):
+            return True
+        if mine != theirs and "*" not in (mine, theirs):
+            return False
+    return len(ones) == len(others)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
 
 from trunkline.shared.errors import TrunklineError
+from trunkline.shared.subjects import overlap
 from trunkline.shared.topics import RESERVED, check_topic
 
-__all__ = ["Bridge", "overlap"]
+__all__ = ["Bridge", "Permissions"]
 
 _WILDCARDS: Final = ("*", ">")
 _STREAM = re.compile(r"[^\s.*>/\\]{1,255}\Z")
 _TOKEN = re.compile(r"[^\s.*>]+\Z")
 _PLACE = re.compile(r"\{([^{}]*)\}")
+_VIOLATION = re.compile(r'(publish|subscription) to "([^"]+)"')
+
+
+class Permissions(NamedTuple):
+    """Subjects, as NATS permissions name them."""
+
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
 
 
 class Bridge(BaseModel):
@@ -72,6 +81,35 @@ class Bridge(BaseModel):
         digest = hashlib.sha256("\n".join((self.stream or "", self.subject, self.topic)).encode()).hexdigest()[:12]
         return f"{prefix.replace('.', '_')}_bridge_{digest}"
 
+    def permissions(self, prefix: str) -> Permissions:
+        """What the NATS user of the subscription service needs for it beyond deploy/nats/users.conf.
+
+        NATS has no wildcard for a part of a name, so the consumers of a stream are allowed as a whole.
+        """
+        if self.stream is None:
+            return Permissions(subscribe=(f"{self.subject} {self.consumer(prefix)}",))
+        consumer = "$JS.API.CONSUMER"
+        return Permissions(
+            publish=(
+                f"{consumer}.NAMES.{self.stream}",
+                f"{consumer}.CREATE.{self.stream}.*.{self.subject}",
+                f"{consumer}.INFO.{self.stream}.*",
+                f"{consumer}.DELETE.{self.stream}.*",
+                f"{consumer}.MSG.NEXT.{self.stream}.*",
+                f"$JS.ACK.{self.stream}.>",  # in both forms that servers use
+                f"$JS.ACK.*.*.{self.stream}.>",
+            )
+        )
+
+    def is_refused_by(self, violation: str, prefix: str) -> bool:
+        """Whether what NATS says against something (in lower case) is against what this bridge needs."""
+        found = _VIOLATION.search(violation)
+        if found is None:
+            return False
+        needed = self.permissions(prefix)
+        subjects = needed.publish if found.group(1) == "publish" else [each.partition(" ")[0] for each in needed.subscribe]
+        return any(overlap(each.lower(), found.group(2)) for each in subjects)
+
     def topic_of(self, subject: str) -> str | None:
         """Returns the topic for a message's subject; None if there is none of this name, as for one that is not ASCII."""
         found = self._match.fullmatch(subject)
@@ -82,14 +120,3 @@ class Bridge(BaseModel):
             return None if topic.startswith(RESERVED) else check_topic(topic)
         except TrunklineError:
             return None
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether a subject can match both of two subjects with wildcards."""
-    ones, others = one.split("."), other.split(".")
-    for mine, theirs in zip(ones, others, strict=False):
-        if ">" in (mine, theirs):
-            return True
-        if mine != theirs and "*" not in (mine, theirs):
-            return False
-    return len(ones) == len(others)

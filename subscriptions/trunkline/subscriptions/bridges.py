@@ -13,8 +13,9 @@ begins after the last message that was acknowledged: see `trunkline.shared.follo
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -40,7 +41,11 @@ WINDOW_BYTES: Final = 16 * 1024 * 1024
 """A bridge holds so many messages and bytes, and one batch (8 MiB) more."""
 ACK_WAIT_S: Final = 30.0
 LOOK_S: Final = 5.0
-"""How often a bridge looks at its lag, and tells the stream that it still works on what it holds."""
+"""How often a bridge looks at its lag, and tells the stream that it still works on what it holds; and how often what NATS
+has refused is tried again."""
+FAULT_S: Final = 15.0
+"""What keeps a bridge from working comes up again sooner than that, as long as it does."""
+ADVICE: Final = "give its NATS user what `trunkline admin permissions` prints, and let NATS reload its configuration"
 POISON: Final = frozenset({ErrorCode.INVALID.code, ErrorCode.TOO_LARGE.code, ErrorCode.BAD_REQUEST.code})
 """What can be published at no other time either."""
 
@@ -178,7 +183,7 @@ class Bridges:
 
     def __init__(
         self,
-        bridges: Iterable[Bridge],
+        bridges: Sequence[Bridge],
         bus: Bus,
         streams: Streams,
         tasks: Tasks,
@@ -194,20 +199,60 @@ class Bridges:
         self._trusted = trusted
         self._plain = [each for each in bridges if each.stream is None]
         self._followed = [each for each in bridges if each.stream is not None]
-        self._subscriptions: list[Subscription] = []
+        self._subscriptions: dict[Bridge, Subscription] = {}
+        self._refused: set[Bridge] = set()
+        self._faults: dict[Bridge, tuple[str, float]] = {}
+        self._reminders = Reminders()
         self._running: dict[Bridge, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Begins to take messages of plain subjects."""
+        self._bus.on_violation.append(self._violated)
         for bridge in self._plain:
-            receive = partial(self._receive, bridge, bridged.labels(bridge.name), _Poison(bridge))
-            queue = bridge.consumer(self._prefix)
-            self._subscriptions.append(await self._bus.subscribe(bridge.subject, receive, queue=queue))
+            await self._subscribe(bridge)
+        if self._plain:
+            self._tasks.start(every(LOOK_S, self._subscribe_again), "subscribe again", essential=True)
+
+    async def _subscribe(self, bridge: Bridge) -> None:
+        receive = partial(self._receive, bridge, bridged.labels(bridge.name), _Poison(bridge))
+        queue = bridge.consumer(self._prefix)
+        self._subscriptions[bridge] = await self._bus.subscribe(bridge.subject, receive, queue=queue)
+
+    async def _subscribe_again(self) -> None:
+        for bridge in self._refused & self._subscriptions.keys():
+            self._refused.discard(bridge)
+            try:
+                await self._subscriptions[bridge].drain()
+            except TrunklineError as error:
+                log.warning("a bridge could not be ended", bridge=bridge.name, error=str(error))
+            if bridge in self._subscriptions:  # not stopped meanwhile
+                await self._subscribe(bridge)
 
     def take_subscriptions(self) -> list[Subscription]:
         """Returns the subscriptions of plain subjects: whoever drains them ends those bridges."""
-        found, self._subscriptions = self._subscriptions, []
+        found, self._subscriptions = list(self._subscriptions.values()), {}
         return found
+
+    # ------------------------------------------------------------------ faults
+
+    def faults(self) -> Mapping[str, str]:
+        """Returns what keeps each bridge from working here, and what to do about it; "" if nothing does."""
+        return {bridge.name: self._fault(bridge) for bridge in (*self._plain, *self._followed)}
+
+    def _fault(self, bridge: Bridge) -> str:
+        text, at = self._faults.get(bridge, ("", 0.0))
+        return text if time.monotonic() - at < FAULT_S else ""
+
+    def _fail(self, bridge: Bridge, text: str) -> None:
+        self._faults[bridge] = (text, time.monotonic())
+        if self._reminders.is_due(bridge.name):
+            log.error("a bridge does not work", bridge=bridge.name, error=text)
+
+    def _violated(self, violation: str) -> None:
+        for bridge in (*self._plain, *self._followed):
+            if bridge.is_refused_by(violation, self._prefix):
+                self._refused.add(bridge)
+                self._fail(bridge, f"{violation}: {ADVICE}")
 
     def _receive(self, bridge: Bridge, count: Counter, poison: _Poison, message: Message) -> None:
         def settle(outcome: Position | TrunklineError) -> None:
@@ -270,8 +315,10 @@ class Bridges:
                 log.warning("another instance runs this bridge", bridge=bridge.name)
                 return
             except TrunklineError as error:
-                level = log.warning if error.code == ErrorCode.UNAVAILABLE.code else log.error
-                level("a bridge cannot follow its stream yet", bridge=bridge.name, error=str(error), attempt=attempt)
+                if error.code != ErrorCode.UNAVAILABLE.code:
+                    self._fail(bridge, error.message)
+                elif not self._fault(bridge):  # which has said more
+                    log.warning("a bridge cannot follow its stream yet", bridge=bridge.name, error=error.message)
                 await asyncio.sleep(backoff_s(attempt, most_s=5.0))
                 attempt += 1
                 continue

@@ -261,7 +261,11 @@ class SubscriptionService:
         return reasons
 
     def _does(self) -> Mapping[str, object]:
-        return {"partitions": sorted(self._ownership.terms), "topics": len(self._owner.topics)}
+        return {
+            "partitions": sorted(self._ownership.terms),
+            "topics": len(self._owner.topics),
+            "bridges": self._bridges.faults(),
+        }
 
     # ------------------------------------------------------------------ ownership
 

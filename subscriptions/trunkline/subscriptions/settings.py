@@ -5,7 +5,8 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from trunkline.shared.settings import RoleSettings
-from trunkline.subscriptions.bridge import Bridge, overlap
+from trunkline.shared.subjects import overlap
+from trunkline.subscriptions.bridge import Bridge
 
 __all__ = ["SubscriptionSettings"]
 

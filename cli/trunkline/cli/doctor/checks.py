@@ -19,6 +19,7 @@ from trunkline.shared.topics import PARTITIONS
 __all__ = [
     "Check",
     "Grade",
+    "check_bridges",
     "check_clocks",
     "check_dead_letters",
     "check_lag",
@@ -238,6 +239,22 @@ def check_pools(manifests: Sequence[Manifest], seen: Sequence[Seen]) -> Iterator
         if all(counts.values()):
             text = ", ".join(f"{pool} {count}" for pool, count in counts.items())
             yield Check(name, Grade.OK, f"workers by pool: {text}" if text else "none of its handlers needs a worker")
+
+
+def check_bridges(configured: Collection[str], seen: Sequence[Seen]) -> Iterator[Check]:
+    """What instances say of their bridges. `configured`: those of this command's settings, by name."""
+    statuses = [each.status for each in seen if each.status.role == "subscriptions"]
+    told = {status.instance: status.does["bridges"] for status in statuses if "bridges" in status.does}
+    every = "give all subscription services the same TRUNKLINE_SUBSCRIPTIONS_BRIDGES"
+    for bridge in dict.fromkeys([*configured, *(bridge for bridges in told.values() for bridge in bridges)]):
+        without = [instance for instance, bridges in told.items() if bridge not in bridges]
+        faults = list(dict.fromkeys(bridges[bridge] for bridges in told.values() if bridges.get(bridge)))
+        for fault in faults:
+            yield Check(f"bridge {bridge}", Grade.FAULT, *fault.split(": ", 1))
+        if without:
+            yield Check(f"bridge {bridge}", Grade.FAULT, f"{_listed(without)} does not know it", every)
+        if not faults and not without:
+            yield Check(f"bridge {bridge}", Grade.OK, "nothing keeps it from working")
 
 
 def check_lag(stream: str, lags: Sequence[Lag]) -> Check:

@@ -73,6 +73,8 @@ async def examine(bus: Bus, streams: Streams, settings: SubscriptionSettings, *,
                 yield Check("JetStream", Grade.FAULT, error.message, "see what is above and below; then run this again")
     for check in checks.check_pools(manifests, seen):
         yield check
+    for check in checks.check_bridges([bridge.name for bridge in settings.bridges], seen):
+        yield check
     caller = Caller(bus, subjects.inbox(ROLE, secrets.token_hex(4)), ROLE)
     await caller.start()
     try:
