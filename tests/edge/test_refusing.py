@@ -127,6 +127,23 @@ async def test_the_subprotocol_is_answered_since_browsers_insist(trunkline: Clus
         assert (await client.closed()).code == 3500
 
 
+async def test_what_is_no_handshake_after_all_gets_the_status(trunkline: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """A browser would not take an answer without one of its subprotocols. And what they are is not for the log."""
+    before = refusals().get("401", 0)
+    async with aiohttp.ClientSession() as session:
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Origin": trunkline.url}
+        for more in (
+            {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol": "a-secret-token"},
+            {"Sec-WebSocket-Key": "short"},
+        ):
+            async with session.get(f"{trunkline.url}/ws/chat", headers=headers | more) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == (401, "unauthorized")
+    assert refusals()["401"] == before + 2
+    async with trunkline.connect(f"/ws/chat?token={token()}", protocols=["a-secret-token"]) as client:
+        assert client.socket.protocol is None
+    assert "secret" not in caplog.text
+
+
 async def test_who_does_not_answer_the_close_frame_is_let_go(trunkline: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusing, "CLOSE_S", 0.3)
     host, port = trunkline.url.removeprefix("http://").split(":")

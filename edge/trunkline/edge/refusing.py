@@ -99,10 +99,8 @@ class Refusing:
         self._closing = 0
 
     async def refuse(self, request: web.Request, error: TrunklineError, subprotocols: list[str]) -> web.StreamResponse:
-        """Returns when the client has been told. `subprotocols` are those that may be answered: without the one that it
-        asked for, a browser would not take the answer for one.
-        """
-        if "Origin" not in request.headers or self._closing >= CLOSING_MOST:
+        """Returns when the client has been told. `subprotocols` are those that may be answered."""
+        if "Origin" not in request.headers or self._closing >= CLOSING_MOST or not _answerable(request, subprotocols):
             return refuse(error)
         response = web.WebSocketResponse(
             timeout=CLOSE_S,
@@ -117,8 +115,16 @@ class Refusing:
             await response.prepare(request)
             refused.labels(str(status_of(error))).inc()
             await response.close(code=close_code_of(error), message=reason_of(error).encode())
+        except web.HTTPBadRequest:  # the rest of what makes a handshake
+            return refuse(error)
         except ConnectionError:
             return web.Response(status=CLIENT_LEFT)  # nobody reads it
         finally:
             self._closing -= 1
         return response
+
+
+def _answerable(request: web.Request, subprotocols: list[str]) -> bool:
+    """Whether a browser would take the upgrade: if it has asked for subprotocols, it wants one of them."""
+    asked = request.headers.get("Sec-WebSocket-Protocol")
+    return asked is None or any(each.strip() in subprotocols for each in asked.split(","))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 from collections.abc import Callable
@@ -50,6 +51,9 @@ left_early = Counter("trunkline_connections_left_early_total", "Clients that lef
 failed = Counter("trunkline_connections_failed_total", "Connections that an error of the edge's own has ended.")
 
 log = get_logger(__name__)
+
+logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
+"""It warns of subprotocols that nobody knows by quoting them, and clients put tokens there."""
 
 
 class Server:
