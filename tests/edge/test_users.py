@@ -17,7 +17,11 @@ from tests.support.cluster import Client, Cluster, cluster, subscribed
 from tests.support.nats import eventually
 
 from trunkline.app import Channel, Context, Session, TopicFeed
+from trunkline.edge.auth import Identity
+from trunkline.edge.connection import Connection
+from trunkline.edge.protocols.plain import JSON
 from trunkline.edge.service import EdgeService
+from trunkline.shared.manifest import Manifest
 from trunkline.shared.topics import user_topic
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -288,6 +292,19 @@ async def test_clients_get_in_while_there_is_no_owner_and_hear_when_there_is_one
             await eventually(lambda: all(audience.sequence.is_attached for audience in topics.values()), 10.0)
             await bob.ask("push", to="ada", value=1)
             assert await phone.receive() == 1
+
+
+async def test_a_connection_that_ends_while_it_waits_for_an_owner_leaves_nothing_behind(trunkline: Cluster) -> None:
+    hub, users = trunkline.edge._hub, trunkline.edge._server._users
+    connection = Connection("e.c", "chat", Identity("ada"), JSON, settled=True)
+    await trunkline.stop(trunkline.owner)
+    hub.add(connection)
+    joining = asyncio.create_task(users.join(connection, Manifest(channel="chat", users=True)))
+    await eventually(lambda: "$user.ada" in hub.topics)
+    hub.remove(connection)
+    await trunkline.start_owner()
+    await joining
+    assert not hub.topics
 
 
 async def test_a_client_that_is_refused_leaves_nothing_behind() -> None:

@@ -227,6 +227,7 @@ class Server:
         if manifest is None:
             await self._manifests.refresh([channel])
             manifest = self._manifests.required(channel)
+        self._users.check(identity, manifest)
         response = web.WebSocketResponse(
             timeout=settings.slow_close_s,
             autoping=False,

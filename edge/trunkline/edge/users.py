@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from trunkline.edge.attachments import Attachments
 from trunkline.edge.audience import UserAudience
+from trunkline.edge.auth import Identity
 from trunkline.edge.connection import Connection
 from trunkline.edge.hub import Hub
 from trunkline.shared.errors import TrunklineError
@@ -32,23 +33,27 @@ class Users:
         self._attachments = attachments
         self._reminders = Reminders()
 
-    async def join(self, connection: Connection, manifest: Manifest) -> None:
-        """Returns when the connection hears all that is sent to its user; or at the deadline, and then it does so as soon as
-        there is an owner. No effect without a user, for a channel that does not ask for it, or a second time.
+    def check(self, identity: Identity, manifest: Manifest) -> str | None:
+        """Returns the topic of a client's user, if connections of the channel hear it.
 
         Raises `TrunklineError(BAD_REQUEST)` for an id that is too long for a topic.
         """
-        user_id = connection.identity.user
-        if not manifest.users or user_id is None or connection.of_user is not None:
+        return user_topic(identity.user) if manifest.users and identity.user is not None else None
+
+    async def join(self, connection: Connection, manifest: Manifest) -> None:
+        """Returns when the connection hears all that is sent to its user; or at the deadline, and then it does so as soon as
+        there is an owner. No effect without a user, for a channel that does not ask for it, or a second time.
+        """
+        topic = self.check(connection.identity, manifest)
+        if topic is None or connection.of_user is not None:
             return
-        topic = user_topic(user_id)
         audience = self._hub.audience(topic)
         assert isinstance(audience, UserAudience)
         # Before the attach: as long as it has a device, nothing forgets the topic.
         audience.devices.add(connection)
         connection.of_user = audience
         try:
-            await self._attachments.attach(topic)
+            self._attachments.drop_if_unused(await self._attachments.attach(topic))  # it may have ended meanwhile
         except TrunklineError as error:
             late.inc()
             if self._reminders.is_due(error.code):
