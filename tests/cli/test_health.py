@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from tests.support.ca import make_ca
 from typer.testing import CliRunner
 
 from trunkline.cli.health import app, health_url
 from trunkline.cli.mistakes import ExitCode, Mistake
 from trunkline.edge.settings import EdgeSettings
 from trunkline.shared.health import HealthServer, health_routes
+from trunkline.shared.tls import serving_context
 from trunkline.workers.settings import WorkerSettings
 
 
@@ -45,6 +47,20 @@ async def test_ready(port: int, role: str) -> None:
 
 async def test_an_edge_has_its_health_on_its_own_port(port: int) -> None:
     assert await ask("edge", TRUNKLINE_EDGE_PORT=str(port), TRUNKLINE_EDGE_AUTH="none") == "ready\n"
+
+
+async def test_a_process_with_a_certificate_is_asked_over_tls(tmp_path: Path) -> None:
+    """Whoever has signed it, and for whom: a public one names no 127.0.0.1."""
+    made = make_ca(tmp_path / "ca")
+    settings = WorkerSettings(tls_certificate=made / "nats.pem", tls_key=made / "nats.key")
+    server = HealthServer("127.0.0.1", 0, list, serving_context(settings))
+    await server.start()
+    try:
+        port = server.url.rpartition(":")[2]
+        files = {"TRUNKLINE_TLS_CERTIFICATE": str(made / "nats.pem"), "TRUNKLINE_TLS_KEY": str(made / "nats.key")}
+        assert await ask("workers", TRUNKLINE_HEALTH_PORT=port, **files) == "ready\n"
+    finally:
+        await server.stop()
 
 
 async def test_not_ready_says_why(port: int, reasons: list[str]) -> None:

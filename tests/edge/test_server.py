@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import jwt
 import pytest
+from tests.support.ca import make_ca, trusting
 from tests.support.chat import Chat
 from tests.support.cluster import Cluster, cluster
 from tests.support.nats import eventually
@@ -110,6 +112,41 @@ async def test_a_client_that_never_finishes_its_request_is_closed(chat: Chat, se
             assert await client.ask("$ping") == {}
         writer.close()
         await writer.wait_closed()
+
+
+async def test_with_a_certificate_clients_and_health_checks_speak_tls_or_not_at_all(chat: Chat, tmp_path: Path) -> None:
+    made = make_ca(tmp_path / "ca")
+    files = {"tls_certificate": made / "role.pem", "tls_key": made / "role.key"}
+    async with cluster(chat.channel, edge=files) as trunkline, trunkline.connect(ssl=trusting(made)) as client:
+        assert trunkline.edge.addresses["health"] == trunkline.url
+        assert (await client.ask("say", text="hi"))["text"] == "hi"
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{trunkline.url}/health/ready", ssl=trusting(made)) as response:
+                assert response.status == 200
+            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                await session.ws_connect(f"{trunkline.url}/ws/chat")
+            with pytest.raises(aiohttp.ClientError):
+                await session.ws_connect(f"{trunkline.url.replace('https:', 'http:')}/ws/chat")
+
+
+async def test_a_client_that_never_reads_is_closed_over_tls_too(chat: Chat, tmp_path: Path) -> None:
+    """What waits to be encrypted, and what waits encrypted: together they are what the limit is for."""
+    made = make_ca(tmp_path / "ca")
+    files = {"tls_certificate": made / "role.pem", "tls_key": made / "role.key"}
+    settings = {**files, "outbox_bytes": 65_536, "slow_close_s": 5.0}
+    async with cluster(chat.channel, edge=settings) as trunkline, trunkline.connect(ssl=trusting(made)) as slow:
+        await slow.ask("$subscribe", topic="room.1")
+        transport = slow.socket._response.connection.transport  # type: ignore[union-attr]
+        assert transport is not None
+        transport.pause_reading()
+        (connection,) = trunkline.edge._hub.connections.values()
+        bus = await trunkline.bus()
+        async with asyncio.timeout(30):
+            while not connection.socket.closing:  # type: ignore[union-attr]
+                await bus.publish("trunkline.publish.room.1", b'"' + b"x" * 10_000 + b'"')
+                await bus.flush()
+        transport.resume_reading()
+        assert (await slow.closed()).code == 3008
 
 
 def token(lives_s: float, user: str = "ada", **claims: Any) -> str:

@@ -4,12 +4,16 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import aiohttp
 import pytest
+from tests.support.ca import make_ca, trusting
 
 from trunkline.shared import health
 from trunkline.shared.health import HealthServer, Readiness, http_url
+from trunkline.shared.settings import CommonSettings
+from trunkline.shared.tls import serving_context
 
 
 class Checks:
@@ -83,6 +87,23 @@ async def test_metrics_have_our_prefix(server: HealthServer) -> None:
     assert all(name.startswith(("trunkline_", "python_", "process_")) for name in families)
 
 
+async def test_with_a_certificate_there_is_tls_only(tmp_path: Path) -> None:
+    made = make_ca(tmp_path / "ca")
+    settings = CommonSettings(tls_certificate=made / "role.pem", tls_key=made / "role.key")
+    server = HealthServer("127.0.0.1", 0, list, serving_context(settings))
+    await server.start()
+    try:
+        async with aiohttp.ClientSession() as session:
+            async with session.get(server.url + "/health/ready", ssl=trusting(made)) as response:
+                assert response.status == 200
+            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                await session.get(server.url + "/health/ready")
+            with pytest.raises(aiohttp.ClientError):
+                await session.get(server.url.replace("https:", "http:") + "/health/ready")
+    finally:
+        await server.stop()
+
+
 async def test_port_that_is_taken_is_an_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -103,4 +124,5 @@ async def test_port_minus_one_listens_nowhere() -> None:
 def test_url_is_reachable_from_this_machine() -> None:
     assert http_url("0.0.0.0", 80) == "http://127.0.0.1:80"
     assert http_url("::", 80) == "http://[::1]:80"
+    assert http_url("::1", 80, tls=True) == "https://[::1]:80"
     assert http_url("host", 80) == "http://host:80"

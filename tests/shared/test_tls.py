@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from tests.support.ca import make_ca
 from tests.support.nats import NatsServer, nats_executable, nats_server
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
 from trunkline.shared.settings import CommonSettings, SettingsError
+from trunkline.shared.tls import serving_context, tls_context
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SECRET = "geheim"
@@ -21,11 +24,6 @@ SECRET = "geheim"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_ca(tmp_path_factory.mktemp("ca"))
-
-
-def make_ca(directory: Path) -> Path:
-    subprocess.run([DEPLOY / "tls" / "make-ca", directory], check=True, capture_output=True)
-    return directory
 
 
 @pytest.fixture
@@ -104,20 +102,32 @@ async def test_server_that_asks_for_a_certificate_gets_it(made: Path, configurat
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("context_of", "files", "told"),
     [
-        ({"nats_ca": "missing.pem"}, "nats_ca .*missing.pem cannot be read: No such file"),
-        ({"nats_certificate": "client.pem"}, "nats_certificate and nats_key go together"),
-        ({"nats_certificate": "client.pem", "nats_key": "nats.key"}, "are no pair"),
-        ({"nats_certificate": "client.pem", "nats_key": "missing.key"}, "nats_key .*missing.key cannot be read"),
-        ({"nats_ca": "ca.key"}, "nats_ca .*ca.key is no file of certificates"),
+        (tls_context, {"nats_ca": "missing.pem"}, "nats_ca .*missing.pem cannot be read: No such file"),
+        (tls_context, {"nats_certificate": "client.pem"}, "nats_certificate and nats_key go together"),
+        (tls_context, {"nats_certificate": "client.pem", "nats_key": "nats.key"}, "are no pair"),
+        (
+            tls_context,
+            {"nats_certificate": "client.pem", "nats_key": "missing.key"},
+            "missing.key cannot be read",
+        ),
+        (tls_context, {"nats_ca": "ca.key"}, "nats_ca .*ca.key is no file of certificates"),
+        (serving_context, {"tls_key": "role.key"}, "tls_certificate and tls_key go together"),
+        (serving_context, {"tls_certificate": "role.pem", "tls_key": "nats.key"}, "tls_certificate .* are no pair"),
     ],
 )
-async def test_files_that_cannot_work_are_told(made: Path, files: dict[str, str], told: str) -> None:
+def test_files_that_cannot_work_are_told(
+    made: Path, context_of: Callable[[CommonSettings], object], files: dict[str, str], told: str
+) -> None:
     paths: dict[str, Any] = {name: made / file for name, file in files.items()}
     settings = CommonSettings(**paths)
     with pytest.raises(SettingsError, match=told):
-        Bus(settings, "test", "one", lambda error: None)
+        context_of(settings)
+
+
+def test_without_certificates_there_is_no_tls() -> None:
+    assert tls_context(CommonSettings()) is serving_context(CommonSettings()) is None
 
 
 @pytest.mark.parametrize("tls", ["off", "on"])

@@ -3,6 +3,7 @@
 import http.client
 import importlib
 import json
+import ssl
 from enum import StrEnum
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -59,7 +60,7 @@ def health_url(settings: RoleSettings) -> str:
     if port <= 0:
         variable = "TRUNKLINE_EDGE_PORT" if own else "TRUNKLINE_HEALTH_PORT"
         raise Mistake(f"the port is chosen at the start, or there is none; set {variable} to a fixed one", ExitCode.USAGE)
-    return ready_url(http_url(host, port))
+    return ready_url(http_url(host, port, tls=settings.tls_certificate is not None))
 
 
 def ready_url(root: str) -> str:
@@ -70,7 +71,7 @@ def ready_url(root: str) -> str:
 def reasons_at(url: str, timeout_s: float) -> list[str]:
     """Ask for the reasons why a process is not ready; none: it is. Raises `Mistake` when it does not answer. Blocks."""
     address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
+    connection = _connection(address.scheme, address.hostname or "", address.port, timeout_s)
     try:
         connection.request("GET", address.path)
         response = connection.getresponse()
@@ -84,3 +85,13 @@ def reasons_at(url: str, timeout_s: float) -> list[str]:
     except (ValueError, KeyError, TypeError):
         raise Mistake(f"{url} is not served by Trunkline (HTTP status {response.status})", ExitCode.FAILED) from None
     return reasons
+
+
+def _connection(scheme: str, host: str, port: int | None, timeout_s: float) -> http.client.HTTPConnection:
+    if scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=timeout_s)
+    # This machine asks itself and sends nothing: whose name the certificate has, and who has signed it, is for others.
+    unchecked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unchecked.check_hostname = False
+    unchecked.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=unchecked)

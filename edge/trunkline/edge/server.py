@@ -32,10 +32,11 @@ from trunkline.edge.socket import ABNORMAL, Socket, SocketClosed
 from trunkline.edge.subscribing import Subscribing
 from trunkline.edge.users import Users
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
-from trunkline.shared.health import Readiness, health_routes
+from trunkline.shared.health import Readiness, health_routes, http_url
 from trunkline.shared.logs import get_logger
 from trunkline.shared.manifest import Manifest
 from trunkline.shared.tasks import Tasks
+from trunkline.shared.tls import serving_context
 
 __all__ = ["Server"]
 
@@ -97,6 +98,7 @@ class Server:
         self._asked: set[object] = set()
         self._first_seen: dict[object, float] = {}
         self._runner: web.AppRunner | None = None
+        self._tls = serving_context(settings)
         self._app = web.Application()
         self._app.add_routes([web.get("/ws/{channel}", self._connect), *health_routes(readiness)])
         self._app.middlewares.append(self._note_request)
@@ -105,8 +107,8 @@ class Server:
 
     # ------------------------------------------------------------------ life
 
-    async def listen(self) -> int:
-        """Starts to accept clients. Returns the port. `OSError` when it is taken."""
+    async def listen(self) -> str:
+        """Starts to accept clients. Returns the URL. `OSError` when the port is taken."""
         self._runner = web.AppRunner(
             self._app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=30.0
         )
@@ -115,12 +117,12 @@ class Server:
             self._runner,
             self._settings.host,
             self._settings.port,
+            ssl_context=self._tls,
             backlog=4096,
             reuse_port=self._settings.reuse_port or None,
         )
         await site.start()
-        port: int = self._runner.addresses[0][1]
-        return port
+        return http_url(self._settings.host, self._runner.addresses[0][1], tls=self._tls is not None)
 
     async def refuse_new(self) -> None:
         """Stops to accept clients; those that are connected stay."""

@@ -33,7 +33,6 @@ from trunkline.edge.users import Users
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import CloseCode
-from trunkline.shared.health import http_url
 from trunkline.shared.lifecycle import Register
 from trunkline.shared.logs import get_logger
 from trunkline.shared.processes import answer_roll_call
@@ -213,7 +212,7 @@ class EdgeService:
         self._tasks.start(self._sessions.hold(), "hold sessions", essential=True)
         self._tasks.start(every(TICK_S, self._look_at_pools, jitter=0.0), "look at the pools", essential=True)
         self._tasks.start(every(1.0, self._each_second, jitter=0.0), "each second", essential=True)
-        self._url = http_url(self._settings.host, await self._server.listen())
+        self._url = await self._server.listen()
         log.info("edge listens", url=self._url, edge_id=self.edge_id)
 
     async def stop(self) -> None:

@@ -7,6 +7,7 @@ restart it. `/metrics` is for Prometheus.
 
 import asyncio
 import inspect
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -62,9 +63,10 @@ async def _reasons(readiness: Readiness) -> Sequence[str]:
 class HealthServer:
     """The three routes on a port of their own, for processes that serve nothing else."""
 
-    def __init__(self, host: str, port: int, readiness: Readiness) -> None:
+    def __init__(self, host: str, port: int, readiness: Readiness, tls: ssl.SSLContext | None = None) -> None:
         self._host = host
         self._port = port
+        self._tls = tls
         self._runner: web.AppRunner | None = None
         self._app = web.Application()
         self._app.add_routes(health_routes(readiness))
@@ -77,8 +79,8 @@ class HealthServer:
             return
         self._runner = web.AppRunner(self._app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
-        self.url = http_url(self._host, self._runner.addresses[0][1])
+        await web.TCPSite(self._runner, self._host, self._port, ssl_context=self._tls).start()
+        self.url = http_url(self._host, self._runner.addresses[0][1], tls=self._tls is not None)
         log.info("health server listens", url=self.url)
 
     async def stop(self) -> None:
@@ -88,9 +90,10 @@ class HealthServer:
             await runner.cleanup()
 
 
-def http_url(host: str, port: int) -> str:
+def http_url(host: str, port: int, *, tls: bool = False) -> str:
     """The URL under which this machine reaches a server that listens on `host`: a wildcard address becomes
     loopback.
     """
     reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"

@@ -93,6 +93,10 @@ class CommonSettings(BaseSettings):
     log_format: LogFormat = Field("auto", description="json, console, or auto (console on a terminal)")
     health_host: str = Field("127.0.0.1", description="where health and metrics listen; an edge has them on its port")
     health_port: int = Field(0, ge=-1, le=65535, description="port for health and metrics; 0: a free one, -1: none")
+    tls_certificate: Path | None = Field(
+        None, description="file with the certificate for what this process serves (an edge: clients, too); TLS only, then"
+    )
+    tls_key: Path | None = Field(None, description="file with the key of tls_certificate")
     stop_timeout_s: float = Field(25.0, gt=0, description="seconds that a stop may take before it is cut off")
     ready_file: Path | None = Field(
         None, description="written when ready, with pid and addresses as JSON; removed at the stop"

@@ -1,4 +1,4 @@
-"""TLS to NATS: what is trusted, what is shown, and no way around it."""
+"""TLS: to NATS, what is trusted, what is shown, and no way around it; for what a process serves, what it shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import nats.errors
 from trunkline.shared.client import DirectClient
 from trunkline.shared.settings import CommonSettings, SettingsError
 
-__all__ = ["TlsClient", "tls_advice", "tls_context"]
+__all__ = ["TlsClient", "serving_context", "tls_advice", "tls_context"]
 
 
 def tls_context(settings: CommonSettings) -> ssl.SSLContext | None:
@@ -19,22 +19,22 @@ def tls_context(settings: CommonSettings) -> ssl.SSLContext | None:
     demanded = any(server.startswith("tls://") for server in settings.nats_servers)
     if not demanded and settings.nats_ca is None and settings.nats_certificate is None:
         return None
-    if (settings.nats_certificate is None) != (settings.nats_key is None):
-        raise SettingsError("nats_certificate and nats_key go together: set both, or none")
     ca = _readable("nats_ca", settings.nats_ca)
     try:
         context = ssl.create_default_context(cafile=ca)
     except ssl.SSLError:
         raise SettingsError(f"nats_ca {ca} is no file of certificates (PEM)") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if settings.nats_certificate is not None and settings.nats_key is not None:
-        certificate = _readable("nats_certificate", settings.nats_certificate) or ""
-        key = _readable("nats_key", settings.nats_key)
-        try:
-            context.load_cert_chain(certificate, key)
-        except ssl.SSLError as error:
-            raise SettingsError(f"nats_certificate {certificate} and nats_key {key} are no pair: {error.reason}") from None
+    _show(context, settings, "nats_certificate", "nats_key")
     return context
+
+
+def serving_context(settings: CommonSettings) -> ssl.SSLContext | None:
+    """Returns how a process serves TLS, or None when it has no certificate. Raises `SettingsError`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context if _show(context, settings, "tls_certificate", "tls_key") else None
 
 
 def tls_advice(error: BaseException) -> str:
@@ -56,6 +56,21 @@ class TlsClient(DirectClient):
         if initial_connection and not info.get("tls_required"):
             raise nats.errors.Error("the server offers no TLS, which the settings demand: turn it on there, or off here")
         await super()._process_info(info, initial_connection)
+
+
+def _show(context: ssl.SSLContext, settings: CommonSettings, certificate_name: str, key_name: str) -> bool:
+    """Has the other side shown the certificate of two settings, if they are set: whether they are."""
+    certificate = _readable(certificate_name, getattr(settings, certificate_name))
+    key = _readable(key_name, getattr(settings, key_name))
+    if certificate is None and key is None:
+        return False
+    if certificate is None or key is None:
+        raise SettingsError(f"{certificate_name} and {key_name} go together: set both, or none")
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise SettingsError(f"{certificate_name} {certificate} and {key_name} {key} are no pair: {error.reason}") from None
+    return True
 
 
 def _readable(name: str, path: Path | None) -> str | None:

@@ -30,6 +30,7 @@ from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, every, fail_with
+from trunkline.shared.tls import serving_context
 from trunkline.shared.topics import check_topic, partition_of
 from trunkline.subscriptions.announcing import Announcer
 from trunkline.subscriptions.bridges import Bridges
@@ -98,7 +99,7 @@ class SubscriptionService:
         self._answerer = Answerer(self._bus, before_send=self._caller.flush)  # a close, before what says "gone"
         self._forwarder = Forwarder(self._caller, self._subjects, self._tasks)
         self._gateway = Gateway(self._bus, self._subjects, self._publish)
-        self._health = HealthServer(settings.health_host, settings.health_port, self._reasons)
+        self._health = HealthServer(settings.health_host, settings.health_port, self._reasons, serving_context(settings))
         self._streams = Streams(self._bus, timeout_s=LOG_S)
         self._namespaces = Namespaces(settings.ttl_s, settings.replicas)
         self._ownership = Ownership(

@@ -25,6 +25,7 @@ from trunkline.shared.rpc import Answerer, Caller
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks, fail_with
+from trunkline.shared.tls import serving_context
 from trunkline.workers.announcing import Announcing
 from trunkline.workers.beats import Beats
 from trunkline.workers.events import Events
@@ -95,7 +96,7 @@ class WorkerService:
         self._resource_tasks = Tasks("resources", fail)
         self._resources: Resources | None = None
         self._executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="handler")
-        self._health = HealthServer(settings.health_host, settings.health_port, self._reasons)
+        self._health = HealthServer(settings.health_host, settings.health_port, self._reasons, serving_context(settings))
         self._subscriptions: list[Subscription] = []
         self._serving = False
 

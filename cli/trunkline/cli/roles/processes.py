@@ -22,6 +22,7 @@ from trunkline.shared.health import HealthServer
 from trunkline.shared.logs import get_logger
 from trunkline.shared.settings import as_variables
 from trunkline.shared.tasks import Tasks, backoff_s, fail_with
+from trunkline.shared.tls import serving_context
 from trunkline.workers.settings import WorkerSettings
 
 __all__ = ["Processes"]
@@ -65,7 +66,7 @@ class Processes:
         self._app = app
         self._tasks = Tasks("processes", fail_with(self.failed))
         self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._health = HealthServer(settings.health_host, settings.health_port, self._reasons)
+        self._health = HealthServer(settings.health_host, settings.health_port, self._reasons, serving_context(settings))
         self._places = [_Place(number, Child(f"worker-{number}")) for number in range(1, settings.processes + 1)]
 
     @property
