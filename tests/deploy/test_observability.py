@@ -84,16 +84,32 @@ def test_legends_and_texts_name_labels_that_are_left() -> None:
         assert set(re.findall(r"\$labels\.(\w+)", rule)) <= kept, rule
 
 
-def test_the_targets_are_services_and_ports_of_the_compose_file() -> None:
+@pytest.mark.parametrize("file", ["prometheus.yml", "prometheus-tls.yml"])
+def test_the_targets_are_services_and_ports_of_the_compose_file(file: str) -> None:
     ports = {
         "edge": re.findall(r"TRUNKLINE_EDGE_PORT=(\d+)", DOCKERFILE),
         "workers": re.findall(r"TRUNKLINE_HEALTH_PORT=(\d+)", DOCKERFILE),
         "subscriptions": re.findall(r"TRUNKLINE_HEALTH_PORT=(\d+)", DOCKERFILE),
     }
-    targets = re.findall(r"names: \[(\w+)\], type: A, port: (\d+)", (PROMETHEUS / "prometheus.yml").read_text())
+    targets = re.findall(r"names: \[(\w+)\], type: A, port: (\d+)", (PROMETHEUS / file).read_text())
     assert {name: [port] for name, port in targets} == ports
     for name, _ in targets:
         assert re.search(rf"^  {name}:$", COMPOSE, re.MULTILINE), name
+
+
+def test_with_tls_prometheus_asks_for_the_same() -> None:
+    plain, tls = (_without_comments(PROMETHEUS / name) for name in ("prometheus.yml", "prometheus-tls.yml"))
+    assert [line for line in tls if line in plain] == plain
+    assert [line.strip() for line in tls if line not in plain] == [
+        line
+        for name in re.findall(r"job_name: (\w+)", "\n".join(plain))
+        for line in ("scheme: https", f"tls_config: {{ca_file: /etc/trunkline/ca.pem, server_name: {name}}}")
+    ]
+    assert "--config.file=/etc/prometheus/prometheus-tls.yml" in (ROOT / "compose.tls.yml").read_text()
+
+
+def _without_comments(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
 
 
 def test_the_files_are_mounted_where_they_look_for_each_other() -> None:
