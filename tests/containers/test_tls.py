@@ -49,7 +49,7 @@ async def test_nobody_gets_in_without_tls(compose: Compose) -> None:
                 pass
     for failing, told in (
         ((*BARE_PUBLISHER, "trunkline.publish.room.tls", "1"), "CERTIFICATE_VERIFY_FAILED"),
-        (("exec", "--no-TTY", "workers", "python", "-c", ASK_EDGE, "http"), "Error"),
+        (("exec", "--no-TTY", "workers", "python", "-c", ASK_EDGE, "http"), "RemoteDisconnected"),
         (("exec", "--no-TTY", "workers", "python", "-c", ASK_EDGE, "https"), "CERTIFICATE_VERIFY_FAILED"),
     ):
         with pytest.raises(AssertionError, match=told):
