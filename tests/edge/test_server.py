@@ -185,3 +185,12 @@ async def test_a_silent_client_is_pinged_and_closed(chat: Chat) -> None:
         assert silent.socket.close_code == 3012
         assert not answering_pings.done()
         answering_pings.cancel()
+
+
+@pytest.mark.parametrize("name", ["nope", "a%20b", "%3E", "*", "x%0d%0aPUB%20a%200%0d%0a%0d%0a"])
+async def test_a_channel_that_is_not_there_is_unknown_whatever_its_name(trunkline: Cluster, name: str) -> None:
+    """What can be no name of a channel was refused as if the broker were away, for the client to try again and again."""
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        async with trunkline.connect(f"/ws/{name}"):
+            pass
+    assert refused.value.status == 404

@@ -122,6 +122,12 @@ ONE_ERROR: list[tuple[str, str, bytes, str]] = [
     ("our action, a number out of range", Text, b'{"action":"$ping","x":1e999}', "bad_request"),
     ("our action, a topic that is an object", Text, b'{"action":"$subscribe","topic":{}}', "bad_request"),
     ("our action, no topic", Text, b'{"action":"$subscribe"}', "bad_request"),
+    (
+        "our action, an offset that no envelope can carry",
+        Text,
+        b'{"action":"$subscribe","topic":"room.1","offset":99999999999999999999,"epoch":"x"}',
+        "bad_request",
+    ),
     ("our action, a wildcard", Text, b'{"action":"$subscribe","topic":"room.>"}', "bad_request"),
     ("our action, no data", Text, b'{"action":"$publish","topic":"room.1"}', "bad_request"),
     ("garbage", Binary, bytes(range(256)), "bad_request"),

@@ -28,6 +28,8 @@ __all__ = ["OwnActions"]
 decode_recovered: Final = msgspec.msgpack.Decoder(wire.Recovered).decode
 HISTORY_LIMIT: Final = 1000
 KEY_CHARACTERS: Final = 128
+OFFSETS: Final = 2**63
+"""More than any topic will ever have, and than an envelope can carry."""
 PRESENCE_LIMIT: Final = 100
 PRESENCE_LIMIT_MOST: Final = 1000
 
@@ -183,6 +185,6 @@ def _since(fields: Fields) -> Position | None:
     offset, epoch = fields.get("offset"), fields.get("epoch")
     if offset is None and epoch is None:
         return None
-    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0 or not isinstance(epoch, str):
+    if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < OFFSETS or not isinstance(epoch, str):
         raise TrunklineError(ErrorCode.BAD_REQUEST, "a position is `offset`, an integer, and `epoch`, a string")
     return Position(offset, epoch)

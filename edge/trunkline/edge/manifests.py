@@ -28,6 +28,9 @@ class Manifests:
         self._tasks = tasks
         self._manifests: dict[str, Manifest] = {}
         self._revisions: dict[str, int] = {}
+        self._reads = 0
+        self._read: dict[str, int] = {}
+        """The last read, by its number, that has said how a channel's manifest is."""
 
     def __len__(self) -> int:
         return len(self._manifests)
@@ -44,10 +47,15 @@ class Manifests:
         """Reads these manifests, or all. Raises `TrunklineError(UNAVAILABLE)` while the broker is away."""
         bucket = await self._bus.bucket(self._bucket_name)
         for channel in await bucket.keys() if channels is None else channels:
+            self._reads += 1
+            number = self._reads
             found = await bucket.get(channel)
+            if number < self._read.get(channel, 0):
+                continue  # it was asked before what is known now
             if found is None:
                 self._manifests.pop(channel, None)
                 continue
+            self._read[channel] = number
             value, revision = found
             if self._revisions.get(channel) == revision:
                 continue

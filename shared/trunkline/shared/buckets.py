@@ -47,11 +47,11 @@ class Bucket:
         self._jetstream = jetstream
 
     async def get(self, key: str) -> tuple[bytes, int] | None:
-        """Returns a value and its revision, or None."""
+        """Returns a value and its revision, or None. What can be no key has no value."""
         with _or_unavailable():
             try:
                 entry = await self._kv.get(key)
-            except nats.js.errors.KeyNotFoundError:  # also of a deleted key
+            except (nats.js.errors.KeyNotFoundError, nats.js.errors.InvalidKeyError):  # the first one also of a deleted key
                 return None
         return entry.value or b"", entry.revision or 0
 

@@ -1,0 +1,56 @@
+"""What an edge knows of channels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.support.nats import NatsServer
+
+from trunkline.edge.manifests import Manifests
+from trunkline.shared.buckets import Bucket
+from trunkline.shared.bus import Bus
+from trunkline.shared.manifest import BUCKET, ActionEntry, Manifest
+from trunkline.shared.settings import CommonSettings
+from trunkline.shared.subjects import Subjects
+from trunkline.shared.tasks import Tasks
+
+SUBJECTS = Subjects()
+
+
+@pytest.fixture
+async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
+    bus = Bus(CommonSettings(nats_url=nats.url), "edge", "one", lambda _error: None)
+    await bus.start()
+    yield bus
+    await bus.stop()
+
+
+async def test_an_answer_that_was_held_up_does_not_bring_an_older_manifest_back(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at all manifests had read the old one, and was held up, when a worker announced a new one: for ten seconds the
+    edge then refused the new actions as unknown."""
+    bucket = await bus.bucket(SUBJECTS.bucket(BUCKET))
+    await bucket.put("chat", Manifest(channel="chat", actions={"old": ActionEntry()}).encode())
+    manifests = Manifests(bus, SUBJECTS, Tasks("test", lambda _error: None))
+    get, reads, on_its_way = Bucket.get, [asyncio.Event(), asyncio.Event()], iter(range(2))
+    is_read = asyncio.Event()
+
+    async def held_up(self: Bucket, key: str) -> tuple[bytes, int] | None:
+        found = await get(self, key)
+        is_read.set()
+        await reads[next(on_its_way)].wait()
+        return found
+
+    monkeypatch.setattr(Bucket, "get", held_up)
+    poll = asyncio.create_task(manifests.poll())
+    await is_read.wait()
+    await bucket.put("chat", Manifest(channel="chat", actions={"new": ActionEntry()}).encode())
+    reads[1].set()
+    await manifests.refresh(["chat"])
+    assert set(manifests.required("chat").actions) == {"new"}
+    reads[0].set()
+    await poll
+    assert set(manifests.required("chat").actions) == {"new"}
