@@ -30,8 +30,8 @@ async def bus(nats: NatsServer) -> AsyncIterator[Bus]:
 async def test_an_answer_that_was_held_up_does_not_bring_an_older_manifest_back(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The look at all manifests had read the old one, and was held up, when a worker announced a new one: for ten seconds the
-    edge then refused the new actions as unknown."""
+    """The look at all manifests had read the old one, and was held up, when a worker announced a new one: for ten
+    seconds the edge then refused the new actions as unknown."""
     bucket = await bus.bucket(SUBJECTS.bucket(BUCKET))
     await bucket.put("chat", Manifest(channel="chat", actions={"old": ActionEntry()}).encode())
     manifests = Manifests(bus, SUBJECTS, Tasks("test", lambda _error: None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -200,6 +200,48 @@ async def test_errors_have_codes_and_keep_secrets(nats: NatsServer, edge: Edge) 
         assert (await edge.refused("cancel")).code == "internal"
         assert await edge.call("cancel-self") == 1
         assert await edge.call("say", {"text": "the slot still works"}) == "the slot still works"
+
+
+async def test_what_a_handler_raises_ends_no_worker_and_costs_no_other_call(nats: NatsServer, edge: Edge) -> None:
+    """`raise Reject(error)`, with the exception itself, ended the worker, and the next one to which its durable action went.
+    A code that is a number, or half a surrogate, took all answers of the same tick with it. `next()` in a plain function let
+    its client wait for the deadline."""
+    chat = Channel("chat")
+    wrong: dict[str, Callable[[], BaseException]] = {
+        "exception": lambda: Reject(ValueError("no")),  # type: ignore[arg-type]
+        "number": lambda: Reject("no", code=404),  # type: ignore[arg-type]
+        "status": lambda: Reject("no", status="409"),  # type: ignore[arg-type]
+        "object": lambda: Reject("no", detail=object()),
+        "surrogate": lambda: Reject("\ud800"),
+        "generator": GeneratorExit,
+    }
+
+    @chat.on("wrong")
+    async def fail(ctx: Context, message: dict[str, str]) -> None:
+        raise wrong[message["what"]]()
+
+    @chat.on("wrong-later")
+    async def fail_later(ctx: Context, message: dict[str, str]) -> None:
+        await asyncio.sleep(0)
+        raise wrong[message["what"]]()
+
+    @chat.on("next")
+    def first(ctx: Context) -> str:
+        nothing: list[str] = []
+        return next(iter(nothing))
+
+    @chat.on("say")
+    async def say(ctx: Context, message: Say) -> str:
+        return message.text
+
+    async with running_worker(nats, chat, slots=1):
+        for what in wrong:
+            for action in ("wrong", "wrong-later"):
+                refused, answered = await asyncio.gather(
+                    edge.refused(action, {"what": what}), edge.call("say", {"text": "hi"})
+                )
+                assert (refused.code, answered) == ("internal", "hi"), what
+        assert (await edge.refused("next")).code == "internal"
 
 
 async def test_a_malformed_call_costs_only_itself(nats: NatsServer, edge: Edge) -> None:

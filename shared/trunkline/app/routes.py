@@ -125,8 +125,14 @@ def _innermost(function: Callable[..., Any], signature: Signature) -> Next:
     if is_async:
         return lambda context: function(**arguments(context))
 
+    def run(**values: Any) -> Any:
+        try:
+            return function(**values)
+        except StopIteration as error:  # which no future takes: its waiter would wait for ever
+            raise RuntimeError("the handler raised StopIteration") from error
+
     async def in_thread(context: Context[Any]) -> Any:
-        call = functools.partial(contextvars.copy_context().run, function, **arguments(context))
+        call = functools.partial(contextvars.copy_context().run, run, **arguments(context))
         return await asyncio.get_running_loop().run_in_executor(context.environment.executor, call)
 
     return in_thread

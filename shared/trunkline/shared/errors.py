@@ -13,7 +13,11 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 from typing import Any
 
+import msgspec
+
 __all__ = ["CloseCode", "ErrorCode", "MissingError", "TrunklineError"]
+
+_encode = msgspec.json.Encoder().encode
 
 
 class ErrorCode(Enum):
@@ -121,6 +125,9 @@ class TrunklineError(Exception):
 
     `detail` is JSON-encodable and safe to show. `code` is a name of `ErrorCode`, or a user's own from `Reject`. `status` is
     the HTTP status for a client whose connection is refused with this; None leaves it to the edge.
+
+    Raises `TypeError` for what is of another type, or cannot be encoded. Found out where it is sent, it would take
+    the answers to others with it.
     """
 
     def __init__(
@@ -133,6 +140,7 @@ class TrunklineError(Exception):
         status: int | None = None,
     ) -> None:
         super().__init__(message)
+        _check(code, message, detail, retry_after_s, status)
         self.code = code.code if isinstance(code, ErrorCode) else code
         self.message = message
         self.detail = detail
@@ -152,3 +160,24 @@ class MissingError(TrunklineError):
             f"{what} does not exist, and this role does not create it (create_streams is off): "
             "run `trunkline admin apply APP` with the app that is to be deployed",
         )
+
+
+_CODE = str | ErrorCode
+_SECONDS = int | float | None
+_STATUS = int | None
+
+
+def _check(code: object, message: object, detail: object, retry_after_s: object, status: object) -> None:
+    if not isinstance(code, _CODE):
+        raise TypeError(f"the code of an error is a string, not {type(code).__name__}")
+    if not isinstance(message, str):
+        raise TypeError(f"the message of an error is a string, not {type(message).__name__}; write str(…)")
+    if not isinstance(retry_after_s, _SECONDS) or not isinstance(status, _STATUS):
+        raise TypeError("`retry_after_s` and `status` of an error are numbers")
+    try:
+        if not message.isascii() or (isinstance(code, str) and not code.isascii()):
+            _encode((code, message))
+        if detail is not None:
+            _encode(detail)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise TypeError(f"an error cannot be told to its client: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ async def isolated(work: Coroutine[Any, Any, T], deadline: float) -> T:
     """
     context = contextvars.copy_context()
     try:
-        waits_for = context.run(work.send, None)
+        waits_for = _resume(context, work.send, None)
     except StopIteration as done:
         result: T = done.value
         return result
@@ -39,6 +39,14 @@ async def isolated(work: Coroutine[Any, Any, T], deadline: float) -> T:
         raise
 
 
+def _resume(context: contextvars.Context, step: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return context.run(step, value)
+    except GeneratorExit as error:
+        # Raised by `work`, not by whoever throws this task away, which it would look like from here on.
+        raise RuntimeError("GeneratorExit was raised") from error
+
+
 @coroutine
 def _rest(context: contextvars.Context, work: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
     try:
@@ -48,9 +56,9 @@ def _rest(context: contextvars.Context, work: Coroutine[Any, Any, T], waits_for:
             except GeneratorExit:
                 raise
             except BaseException as error:  # noqa: BLE001  # a cancellation, mostly: it belongs to `work`
-                waits_for = context.run(work.throw, error)
+                waits_for = _resume(context, work.throw, error)
             else:
-                waits_for = context.run(work.send, value)
+                waits_for = _resume(context, work.send, value)
     except StopIteration as done:
         result: T = done.value
         return result
