@@ -16,6 +16,7 @@ from trunkline.shared.events import (
     decode_event,
     event_partition,
     message_id,
+    new_event_id,
 )
 from trunkline.shared.manifest import ActionEntry, Manifest
 from trunkline.shared.subjects import Subjects
@@ -32,6 +33,12 @@ def test_an_event_is_a_msgpack_array_that_grows_at_its_end() -> None:
     assert fields[4:] == ["inbox.0", 9]
     assert decode_event(msgpack.packb([*fields, "new"])) == event
     assert decode_event(msgpack.packb(fields[:4])) == Event(wire.VERSION, "id", 1.5, CALL)
+
+
+def test_no_two_events_have_one_id() -> None:
+    ids = [new_event_id() for _ in range(300)]
+    assert len(set(ids)) == len(ids)
+    assert {len(each) for each in ids} == {16}
 
 
 def test_a_dead_letter_keeps_its_event_byte_for_byte() -> None:

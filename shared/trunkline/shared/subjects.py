@@ -7,6 +7,7 @@ What a subject cannot carry is percent-encoded here and nowhere else.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import quote
 
 __all__ = ["Subjects", "overlap"]
@@ -14,6 +15,7 @@ __all__ = ["Subjects", "overlap"]
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\Z")
 
 
+@lru_cache(1024)
 def _token(name: str) -> str:
     """One subject token: everything but letters, digits, `_`, `-` and `$` is percent-encoded (dots too).
 
