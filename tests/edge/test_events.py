@@ -300,15 +300,17 @@ async def test_a_client_that_does_not_wait_has_its_messages_handled_in_order() -
     assert list(bank.steps.values()) == [list(range(50))]
 
 
+@pytest.mark.parametrize("action", ["note", "hasty"])
 @pytest.mark.parametrize("paused", [False, True])
-async def test_a_lost_append_is_told_and_may_be_repeated(paused: bool) -> None:
+async def test_a_lost_append_is_told_and_may_be_repeated(paused: bool, action: str) -> None:
+    """Also when its client would not wait so long for the result: nobody may say that it is logged."""
     shop = Shop()
     async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
         if paused:
             trunkline.nats.pause()
         else:
             await trunkline.nats.stop(kill=True)
-        await client.send("note", number=1, id="a")
+        await client.send(action, number=1, id="a")
         answer = await client.receive(timeout_s=20.0)
         assert answer["error"]["code"] == "unavailable"
         if paused:
@@ -317,7 +319,7 @@ async def test_a_lost_append_is_told_and_may_be_repeated(paused: bool) -> None:
             await trunkline.nats.start()
         async with asyncio.timeout(20.0):
             while "error" in answer:
-                await client.send("note", number=1, id="a")
+                await client.send(action, number=1, id="a")
                 answer = await client.receive()
         await nothing_waits(trunkline)
     assert shop.numbers == [1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from prometheus_client import Counter
@@ -20,7 +20,7 @@ from trunkline.shared.events import Event, event_partition, message_id, new_even
 from trunkline.shared.manifest import ActionEntry
 from trunkline.shared.metrics import drops
 from trunkline.shared.rpc import Caller, UnansweredError
-from trunkline.shared.streams import Streams
+from trunkline.shared.streams import Appended, Streams
 from trunkline.shared.subjects import Subjects
 
 __all__ = ["Events"]
@@ -66,55 +66,60 @@ class Events:
         Raises `TrunklineError`: `UNAVAILABLE` if nobody knows whether it is logged, `ACCEPTED` if it is, and nobody has said
         in time what came of it; what a handler refuses for good, or why it was given up.
         """
-        subject = await self._subject(connection, incoming, action, timeout_s)
+        if action.order is None:
+            subject = self._subjects.event(action.pool, connection.channel, "message", incoming.action)
+        else:
+            subject = await self._ordered(connection, incoming, action, action.order, timeout_s)
+        name = _name(connection, incoming, action)
         event_id = new_event_id()
         if action.ack == "logged":
-            duplicate = await self._log(connection, incoming, action, timeout_s, subject, event_id)
-            return _logged(connection, incoming, event_id, duplicate)
+            appending = _Appending(None, named=name is not None)
+            self._append(connection, incoming, timeout_s, subject, name, event_id, 0, appending)
+            appended = await appending.outcome()
+            return _logged(connection, incoming, event_id, appended.duplicate)
         request_id, result = self._results.expect(timeout_s + GRACE_S)
+        appending = _Appending(result, named=name is not None)
         try:
-            try:
-                duplicate = await self._log(connection, incoming, action, timeout_s, subject, event_id, request_id)
-            except TrunklineError:
-                if not result.done() or isinstance(result.exception(), UnansweredError):
-                    raise
-                duplicate = False  # it has been handled, so it is logged
-            if duplicate:
-                return _logged(connection, incoming, event_id, duplicate)
-            return self._result(connection, incoming, await result)
+            self._append(connection, incoming, timeout_s, subject, name, event_id, request_id, appending)
+            answer: Any = await result
         except UnansweredError:
+            if (await appending.outcome()).duplicate:
+                return _logged(connection, incoming, event_id, duplicate=True)
             text = f"this is logged as event {event_id} and will be handled; do not send it again"
             raise TrunklineError(ErrorCode.ACCEPTED, text, detail={"event_id": event_id}) from None
         finally:
             _forget(result)
+        if isinstance(answer, Appended):
+            return _logged(connection, incoming, event_id, answer.duplicate)
+        return self._result(connection, incoming, answer)
 
-    async def _subject(self, connection: Connection, incoming: Incoming, action: ActionEntry, timeout_s: float) -> str:
-        """Where a message is logged. If its order depends on what it says, a worker is asked, and may refuse it."""
-        place = (connection.channel, "message", incoming.action)
-        if action.order is None:
-            return self._subjects.event(action.pool, *place)
-        if action.order == "key":
+    async def _ordered(
+        self, connection: Connection, incoming: Incoming, action: ActionEntry, order: str, timeout_s: float
+    ) -> str:
+        """Where it is logged if it has an order. If that depends on what it says, a worker is asked, and may refuse it."""
+        if order == "key":
             encoding = connection.adapter.encoding
             answer = await self._calls.start(
                 connection, "order", incoming.action, incoming.payload, timeout_s, encoding=encoding, pool=action.pool
             )
             key = _decode_key(self._calls.settle(connection, answer).payload or b"")
         else:
-            user = connection.identity.user if action.order == "user" else None
+            user = connection.identity.user if order == "user" else None
             key = connection.id if user is None else user
+        place = (connection.channel, "message", incoming.action)
         return self._subjects.ordered(action.pool, event_partition(key), *place)
 
-    async def _log(
+    def _append(
         self,
         connection: Connection,
         incoming: Incoming,
-        action: ActionEntry,
         timeout_s: float,
         subject: str,
+        name: str | None,
         event_id: str,
-        request_id: int = 0,
-    ) -> bool:
-        """Returns whether the message had been logged before."""
+        request_id: int,
+        appending: _Appending,
+    ) -> None:
         call = self._calls.envelope(
             connection,
             "message",
@@ -126,27 +131,64 @@ class Events:
         )
         reply = self._reply if request_id else ""
         event = wire.encode(Event(wire.VERSION, event_id, time.time(), call, reply, request_id))
-        name = _name(connection, incoming, action)
-        try:
-            if len(event) > self._bus.max_payload - SPARE_BYTES:
-                raise TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the broker takes")
-            appended = await self._streams.append_once(subject, event, name)
-        except TrunklineError as error:
-            if error.code != ErrorCode.UNAVAILABLE.code:
-                _refused.inc()
-                raise
-            _unknown.inc()
-            again = "it may be sent again, and then be logged twice" if name is None else "send it again under the same id"
-            text = f"nobody knows whether this is logged ({error.message}); {again}"
-            raise TrunklineError(ErrorCode.UNAVAILABLE, text, retry_after_s=error.retry_after_s) from None
-        (_duplicate if appended.duplicate else _logged_once).inc()
-        return appended.duplicate
+        if len(event) > self._bus.max_payload - SPARE_BYTES:
+            _refused.inc()
+            raise TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the broker takes")
+        self._streams.append_once_then(subject, event, name, appending.settle)
 
     def _result(self, connection: Connection, incoming: Incoming, answer: msgspec.Raw) -> bytes | None:
         result = self._calls.settle(connection, answer)
         if result.payload is None and incoming.id is None:
             return None
         return connection.adapter.reply(incoming, result.payload)
+
+
+class _Appending:
+    """An append that is under way. `waited` is the result that its client waits for, if it waits for one.
+
+    Usually what came of the append is known long before that, and wakes nobody, unless there will be no result.
+    """
+
+    __slots__ = ("_named", "_outcome", "_until_logged", "_waited")
+
+    def __init__(self, waited: asyncio.Future[Any] | None, *, named: bool) -> None:
+        self._waited = waited
+        self._named = named
+        self._until_logged = False
+        self._outcome: Appended | TrunklineError | None = None
+
+    def settle(self, outcome: Appended | TrunklineError) -> None:
+        """Takes what came of it."""
+        if isinstance(outcome, TrunklineError):
+            outcome = self._failure(outcome)
+        else:
+            (_duplicate if outcome.duplicate else _logged_once).inc()
+        self._outcome = outcome
+        if self._waited is None or self._waited.done():  # nobody waits any more, or it has been handled and so it is logged
+            return
+        if isinstance(outcome, TrunklineError):
+            self._waited.set_exception(outcome)
+        elif self._until_logged or outcome.duplicate:
+            self._waited.set_result(outcome)
+
+    async def outcome(self) -> Appended:
+        """Returns what came of it when that is known. Raises `TrunklineError`."""
+        if self._outcome is None:
+            self._waited, self._until_logged = asyncio.get_running_loop().create_future(), True
+            appended: Appended = await self._waited
+            return appended
+        if isinstance(self._outcome, TrunklineError):
+            raise self._outcome
+        return self._outcome
+
+    def _failure(self, error: TrunklineError) -> TrunklineError:
+        if error.code != ErrorCode.UNAVAILABLE.code:
+            _refused.inc()
+            return error
+        _unknown.inc()
+        again = "send it again under the same id" if self._named else "it may be sent again, and then be logged twice"
+        text = f"nobody knows whether this is logged ({error.message}); {again}"
+        return TrunklineError(ErrorCode.UNAVAILABLE, text, retry_after_s=error.retry_after_s)
 
 
 def _logged(connection: Connection, incoming: Incoming, event_id: str, duplicate: bool) -> bytes:

@@ -137,8 +137,14 @@ class Streams:
 
     def append_once(self, subject: str, payload: bytes, message_id: str | None) -> asyncio.Future[Appended]:
         """Like `append`; the future tells whether a message with this `message_id` was there already."""
+        future = self._loop.create_future()
+        self.append_once_then(subject, payload, message_id, partial(_settle_future, future))
+        return future
+
+    def append_once_then(self, subject: str, payload: bytes, message_id: str | None, settle: Settle) -> None:
+        """Is to `append_once` what `append_then` is to `append`."""
         headers = None if message_id is None else {"Nats-Msg-Id": message_id}
-        return self._ask(subject, payload, headers, appended_of)
+        self._send(subject, payload, headers, appended_of, settle)
 
     # ------------------------------------------------------------------ reading
 
