@@ -171,6 +171,17 @@ async def test_what_must_come_before_the_answers_is_sent_before_them(bus: Bus) -
     assert seen == ["first", "answer"]
 
 
+async def test_a_flush_sends_it_though_there_is_no_answer(bus: Bus) -> None:
+    """Whoever flushes says next, to somebody else, that all is done."""
+    seen: list[str] = []
+    await bus.subscribe("first", lambda _: seen.append("first"))
+    await bus.subscribe("done", lambda _: seen.append("done"))
+    Answerer(bus, lambda: bus.publish("first", b"")).flush()
+    bus.publish("done", b"")
+    await eventually(lambda: "done" in seen)
+    assert seen == ["first", "done"]
+
+
 async def test_an_error_arrives_as_it_was_raised(bus: Bus, caller: Caller) -> None:
     served = await serve(bus, "a")
     future = caller.request("a", body(None), 5.0)

@@ -183,7 +183,7 @@ def decode_payload(adapter: TypeAdapter[Any], encoding: int, payload: bytes) -> 
 def _read(adapter: TypeAdapter[Any], encoding: int, payload: bytes) -> Any:
     if encoding == Encoding.MSGPACK:
         return adapter.validate_python(_decode_msgpack(payload))
-    return adapter.validate_json(payload)
+    return adapter.validator.validate_json(payload)
 
 
 def _policy_arguments(kind: Kind, function: Callable[..., Any], signature: Signature, pattern: TopicPattern) -> Arguments:
@@ -241,7 +241,7 @@ def _result_of(kind: Kind, function: Callable[..., Any], signature: Signature) -
             return None
         if encoding == Encoding.MSGPACK and kind is Kind.MESSAGE:
             return _encode_msgpack(adapter.dump_python(value, mode="json", by_alias=True, warnings="error"))
-        return adapter.dump_json(value, by_alias=True, warnings="error")
+        return adapter.serializer.to_json(value, by_alias=True, warnings="error")
 
     return encode
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+import msgspec
+
 __all__ = ["Delivery", "Disconnect", "Kind", "Operation"]
 
 
@@ -47,8 +49,7 @@ class Disconnect:
     at: float = field(default=0.0, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """Which attempt at an event this is, from 1. `event_id` is the same in all of them; `first_at` is when it was logged."""
 
     attempt: int

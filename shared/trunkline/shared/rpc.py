@@ -209,7 +209,7 @@ class Caller:
 class Answerer:
     """Sends answers, those of one tick to one inbox as one message.
 
-    `before_send` is called before each of them: to send what must arrive before the answers (`Caller.flush`).
+    `before_send` is called by every `flush`, to send what must arrive before the answers (`Caller.flush`).
     """
 
     def __init__(self, bus: Bus, before_send: Callable[[], None] = lambda: None) -> None:
@@ -232,6 +232,7 @@ class Answerer:
     def flush(self) -> None:
         """Sends now what was gathered, and not only at the end of this tick."""
         self._flush_due = False
+        self._before_send()
         gathering, self._gathering = self._gathering, {}
         for reply, items, _ in gathering.values():
             self._send(reply, items)
@@ -243,6 +244,7 @@ class Answerer:
         first, items, total = self._gathering.get(inbox) or (reply, [], 0)
         total += size_bytes + ITEM_OVERHEAD_BYTES
         if items and total > self._bus.max_payload // 2:
+            self._before_send()
             self._send(first, items)
             first, items, total = reply, [], size_bytes + ITEM_OVERHEAD_BYTES
         items.append(answer)
@@ -252,7 +254,6 @@ class Answerer:
             self._loop.call_soon(self.flush)
 
     def _send(self, reply: str, items: list[wire.Answer]) -> None:
-        self._before_send()
         payload = wire.encode(wire.Answers(wire.VERSION, items))
         if len(payload) > self._bus.max_payload:
             error = TrunklineError(ErrorCode.TOO_LARGE, "the answer is larger than the broker takes")

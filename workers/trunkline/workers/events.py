@@ -97,7 +97,7 @@ class _EventWork(Work):
         first_at = datetime.fromtimestamp(event.logged_at, UTC)
         return shared.of(Attempt(self.held.delivery.delivery_count, event.event_id, first_at))
 
-    def begin(self) -> dict[str, object]:
+    def labels(self) -> dict[str, object]:
         return {"event_id": self.event.event_id, "attempt": self.held.delivery.delivery_count}
 
     def succeed(self, result: wire.CallResult) -> None:
@@ -131,6 +131,7 @@ class Events:
         """The consumers of ordered events in the pools that this worker serves, whether there are any or not."""
         self._outcomes: dict[tuple[str, str, str], Counter] = {}
         self._held: set[_Held] = set()
+        self._concluded: list[tuple[_Held, Event | None, str, Callable[[], None]]] = []
         self._loop = asyncio.get_running_loop()
         self._beaten_at = self._loop.time()
         self._stale_until = 0.0
@@ -304,8 +305,16 @@ class Events:
             self._answerer.fail(event.reply, event.request_id, error)
 
     def _conclude(self, held: _Held, event: Event | None, outcome: str, say: Callable[[], None]) -> None:
-        """Says it to the server after all that was sent and answered before: at the end of the tick that sends it."""
-        self._loop.call_soon(self._say, held, event, outcome, say)
+        """Says it to the server after all that was sent and answered before: both leave at the end of this tick."""
+        if not self._concluded:
+            self._loop.call_soon(self._say_all)
+        self._concluded.append((held, event, outcome, say))
+
+    def _say_all(self) -> None:
+        self._answerer.flush()
+        concluded, self._concluded = self._concluded, []
+        for held, event, outcome, say in concluded:
+            self._say(held, event, outcome, say)
 
     def _say(self, held: _Held, event: Event | None, outcome: str, say: Callable[[], None]) -> None:
         if self._is_ours(held):

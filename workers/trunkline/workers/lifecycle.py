@@ -82,7 +82,7 @@ class _Told(Work):
             None if event.claims == NULL else bytes(event.claims),
         )
 
-    def begin(self) -> dict[str, object]:
+    def labels(self) -> dict[str, object]:
         return {"attempt": self.delivery.delivery_count}
 
     def succeed(self, result: wire.CallResult) -> None:

@@ -89,8 +89,8 @@ class Work:
         """What the handler runs in."""
         return shared
 
-    def begin(self) -> dict[str, object]:
-        """Called before the handler. Returns what lines in the log are to say besides the call."""
+    def labels(self) -> dict[str, object]:
+        """What lines in the log are to say besides the call."""
         return {}
 
     def succeed(self, result: wire.CallResult) -> None:
@@ -291,7 +291,6 @@ class Runner:
             late = _late()
             self._fail(work, late, late)
             return
-        labels = work.begin()
         try:
             result = await isolated(endpoint.route(call, work.environment(environment)), deadline)
         except TrunklineError as error:
@@ -304,7 +303,7 @@ class Runner:
             if isinstance(error, asyncio.CancelledError) and self._cutting_off:
                 self._cut_off(work)
                 raise
-            self._fail(work, _unexpected(error, call, labels), error)
+            self._fail(work, _unexpected(error, call, work.labels()), error)
         else:
             work.succeed(result)
             endpoint.count("ok")
