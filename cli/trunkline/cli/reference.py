@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from trunkline.cli.settings import DevSettings, TailSettings
 from trunkline.edge.settings import EdgeSettings
 from trunkline.shared.errors import CloseCode, ErrorCode
+from trunkline.shared.metrics import LoopMetric
 from trunkline.shared.settings import CommonSettings, RoleSettings
 from trunkline.subscriptions.settings import SubscriptionSettings
 from trunkline.workers.settings import WorkerSettings
@@ -97,11 +98,15 @@ def metrics() -> list[MetricRow]:
 def _metrics_in(role: str, package: ModuleType) -> Iterator[MetricRow]:
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         for value in vars(importlib.import_module(found.name)).values():
-            if not isinstance(value, Counter | Gauge | Histogram) or value._labelvalues:
+            if isinstance(value, LoopMetric):
+                labels = value.labelnames
+            elif isinstance(value, Counter | Gauge | Histogram) and not value._labelvalues:
+                labels = value._labelnames
+            else:
                 continue
             described = next(iter(value.describe()))
             name = described.name + ("_total" if described.type == "counter" else "")
-            yield MetricRow(name, role, described.type, value._labelnames, described.documentation)
+            yield MetricRow(name, role, described.type, labels, described.documentation)
 
 
 def markdown() -> str:

@@ -27,6 +27,7 @@ from trunkline.edge.socket import Socket
 from trunkline.shared import wire
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 from trunkline.shared.manifest import ActionEntry
+from trunkline.shared.metrics import LoopCounter
 from trunkline.shared.tasks import Tasks
 
 __all__ = ["Dispatcher"]
@@ -34,8 +35,9 @@ __all__ = ["Dispatcher"]
 CONCURRENT_CALLS: Final = 64
 """How many calls of `concurrent` actions one connection may have under way."""
 
-messages = Counter("trunkline_messages_total", "Messages from clients.")
+messages = LoopCounter("trunkline_messages_total", "Messages from clients.")
 errors = Counter("trunkline_error_frames_total", "Error frames to clients.", ["code"])
+_received = messages.labels()
 
 
 class Dispatcher:
@@ -71,7 +73,7 @@ class Dispatcher:
         clock = asyncio.get_running_loop().time
         while True:
             data, binary = await socket.receive()
-            messages.inc()
+            _received.inc()
             connection.busy = True
             incoming: Incoming | None = None
             limits = connection.limits

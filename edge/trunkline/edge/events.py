@@ -8,7 +8,6 @@ import time
 from typing import Any, Final
 
 import msgspec
-from prometheus_client import Counter
 
 from trunkline.edge.calls import GRACE_S, Calls
 from trunkline.edge.connection import Connection
@@ -18,7 +17,7 @@ from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.events import Event, event_partition, message_id, new_event_id
 from trunkline.shared.manifest import ActionEntry
-from trunkline.shared.metrics import drops
+from trunkline.shared.metrics import LoopCounter, drops
 from trunkline.shared.rpc import Caller, UnansweredError
 from trunkline.shared.streams import Appended, Streams
 from trunkline.shared.subjects import Subjects
@@ -29,7 +28,9 @@ KEY_CHARACTERS: Final = 128
 SPARE_BYTES: Final = 8192
 """What a dead letter has besides its event, which must not be too large to become one."""
 
-_messages = Counter("trunkline_events_logged_total", "Durable messages: logged, duplicate, refused, unknown.", ["outcome"])
+_messages = LoopCounter(
+    "trunkline_events_logged_total", "Durable messages: logged, duplicate, refused, unknown.", ["outcome"]
+)
 _logged_once, _duplicate, _refused, _unknown = map(_messages.labels, ("logged", "duplicate", "refused", "unknown"))
 _foreign = drops.labels("edge", "result of an event that was logged before this start")
 _decode_key = msgspec.json.Decoder(str).decode

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
-from prometheus_client import Counter, Gauge
+from prometheus_client import Gauge
 
 from trunkline.app.context import Environment
 from trunkline.app.durable import Durable
@@ -29,7 +29,7 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.event_log import Pools, declare_event_log, ordered_consumer, pool_consumer
 from trunkline.shared.events import PARTITIONS, DeadLetter, Event, decode_event
 from trunkline.shared.logs import get_logger, redact
-from trunkline.shared.metrics import drops
+from trunkline.shared.metrics import LoopCounter, drops
 from trunkline.shared.puller import Delivery, Puller
 from trunkline.shared.rpc import Answerer
 from trunkline.shared.streams import Appended, Streams
@@ -56,7 +56,7 @@ CLOSE_TIMEOUT_S: Final = 1.0
 
 log = get_logger(__name__)
 
-outcomes = Counter(
+outcomes = LoopCounter(
     "trunkline_events_total",
     "Attempts at events: handled, rejected, retried, dead, handed back (the worker stopped), overtaken (it took too long "
     "to say that it still works), left out (a periodic function whose next run is due).",
@@ -129,7 +129,6 @@ class Events:
         self._pullers: dict[str, Puller] = {}
         self._partitions: set[str] = set()
         """The consumers of ordered events in the pools that this worker serves, whether there are any or not."""
-        self._outcomes: dict[tuple[str, str, str], Counter] = {}
         self._held: set[_Held] = set()
         self._concluded: list[tuple[_Held, Event | None, str, Callable[[], None]]] = []
         self._loop = asyncio.get_running_loop()
@@ -323,10 +322,7 @@ class Events:
             # Somebody else has it by now, who would be held to what we say.
             outcome = "overtaken"
         channel, action = ("", "") if event is None else (event.call.channel, event.call.action)
-        counter = self._outcomes.get((channel, action, outcome))
-        if counter is None:
-            counter = self._outcomes[channel, action, outcome] = outcomes.labels(channel, action, outcome)
-        counter.inc()
+        outcomes.labels(channel, action, outcome).inc()
         self._held.discard(held)
         held.puller.release()
 

@@ -13,7 +13,7 @@ from collections import deque
 from typing import Final
 
 import msgspec
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Gauge
 
 from trunkline.app.context import Environment
 from trunkline.app.errors import Reject
@@ -22,7 +22,7 @@ from trunkline.shared import wire
 from trunkline.shared.bus import Message
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
-from trunkline.shared.metrics import drops
+from trunkline.shared.metrics import Count, LoopCounter, LoopHistogram, drops
 from trunkline.shared.rpc import Answerer
 from trunkline.shared.tasks import Tasks
 from trunkline.workers.isolation import DeadlineError, isolated
@@ -35,8 +35,8 @@ RETRY_AFTER_S: Final = 1.0
 
 log = get_logger(__name__)
 
-calls = Counter("trunkline_calls_total", "Calls handled.", ["channel", "kind", "action", "outcome"])
-latency = Histogram(
+calls = LoopCounter("trunkline_calls_total", "Calls handled.", ["channel", "kind", "action", "outcome"])
+latency = LoopHistogram(
     "trunkline_call_seconds",
     "From the arrival of a call to its answer.",
     ["channel", "kind", "action"],
@@ -60,7 +60,7 @@ class Endpoint:
         self.route = route
         self.timeout_s = route.timeout_s or timeout_s
         self.observe = latency.labels(route.channel, route.kind.value, route.action).observe
-        self._outcomes: dict[str, Counter] = {}
+        self._outcomes: dict[str, Count] = {}
 
     def count(self, outcome: str) -> None:
         counter = self._outcomes.get(outcome)
