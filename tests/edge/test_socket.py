@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
+import pytest
 from tests.support.cluster import cluster
 from tests.support.nats import eventually
 
 from trunkline.app import Channel, Context
+from trunkline.edge.socket import FAIR_MESSAGES, Socket
 
 HANDSHAKE = (
     b"GET /ws/chat HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -44,3 +47,43 @@ async def test_the_connection_stays_until_the_client_has_answered_the_close() ->
         assert await reader.read() == b""
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize("frame", [b"\x89\x80" + MASK, b"\x81\x81" + MASK + b"x"], ids=["pings", "garbage"])
+async def test_a_flood_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch, frame: bytes) -> None:
+    """What needs no worker was answered without ever giving up control, as long as more had been read: a few clients that
+    sent nothing but pings made all others wait for seconds."""
+    turn = 0
+    answers: Counter[int] = Counter()
+    write = Socket.write
+
+    def counted(self: Socket, frames: bytes) -> None:
+        answers[turn] += 1
+        write(self, frames)
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    chat = Channel("chat")
+
+    @chat.on("leave")
+    async def leave(ctx: Context) -> None: ...
+
+    monkeypatch.setattr(Socket, "write", counted)
+    async with cluster(chat) as trunkline, asyncio.timeout(10):
+        host, port = trunkline.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(HANDSHAKE)
+        await reader.readuntil(b"\r\n\r\n")
+        counting = asyncio.create_task(count_turns())
+        writer.write(frame * 5000)
+        while answers.total() < 5000:
+            await reader.read(1 << 16)
+        counting.cancel()
+        writer.close()
+        await writer.wait_closed()
+    # A turn of this task and one of the socket's may fall into one another.
+    assert max(answers.values()) <= 2 * FAIR_MESSAGES

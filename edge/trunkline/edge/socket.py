@@ -21,6 +21,8 @@ __all__ = ["ABNORMAL", "Socket", "SocketClosed"]
 PING_FRAME: Final = control_frame(PING)
 ABNORMAL: Final = 1006
 """The code of a connection that ended without a close frame."""
+FAIR_MESSAGES: Final = 32
+"""What one client may send before others have their turn: aiohttp returns what it has read already without waiting."""
 
 _slow = drops.labels("edge", "slow client")
 _after_close = drops.labels("edge", "frame after close")
@@ -42,6 +44,7 @@ class Socket:
         "_ending",
         "_loop",
         "_outbox_bytes",
+        "_received",
         "_response",
         "_slow_close_s",
         "_tasks",
@@ -67,6 +70,7 @@ class Socket:
         self._outbox_bytes = outbox_bytes
         self._slow_close_s = slow_close_s
         self._ending: asyncio.Task[None] | None = None
+        self._received = 0
         self._loop = asyncio.get_running_loop()
         self.heard_at = self._loop.time()
         """When the client last sent anything (event-loop time)."""
@@ -81,6 +85,9 @@ class Socket:
         A text message is *not* yet checked to be UTF-8. Raises `SocketClosed`.
         """
         while True:
+            self._received += 1
+            if not self._received % FAIR_MESSAGES:
+                await asyncio.sleep(0)
             message = await self._response.receive()
             self.heard_at = self._loop.time()
             kind = message.type
