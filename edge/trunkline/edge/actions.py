@@ -47,6 +47,7 @@ class OwnActions:
         authenticator: Authenticator,
         expire: Callable[[Connection, float | None], None],
         timeout_s: float,
+        manifests: Callable[[], int] = lambda: 0,
     ) -> None:
         self._subscribing = subscribing
         self._caller = caller
@@ -54,6 +55,7 @@ class OwnActions:
         self._authenticator = authenticator
         self._expire = expire
         self._timeout_s = timeout_s
+        self._manifests = manifests
         self._handlers: dict[str, Callable[[Connection, Incoming, Fields], Awaitable[None]]] = {
             "$subscribe": self._subscribe,
             "$unsubscribe": self._unsubscribe,
@@ -108,6 +110,7 @@ class OwnActions:
             data,
             key=key,
             exclude=connection.id if exclude else None,
+            manifests=self._manifests(),
             timeout_s=self._timeout_s,
         )
         reply: Fields = {"topic": topic, "offset": position.offset, "epoch": position.epoch}

@@ -46,14 +46,26 @@ _decode_held = msgspec.msgpack.Decoder(wire.Held).decode
 
 
 class Attachments:
-    """Attaches, detaches, and repairs. `run_again` and `hold` are the owner's essential tasks."""
+    """Attaches, detaches, and repairs. `run_again` and `hold` are the owner's essential tasks.
 
-    def __init__(self, hub: Hub, caller: Caller, subjects: Subjects, edge_id: str, timeout_s: float) -> None:
+    `manifests` tells which ones this edge goes by: see `wire.Publish`.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        caller: Caller,
+        subjects: Subjects,
+        edge_id: str,
+        timeout_s: float,
+        manifests: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._hub = hub
         self._caller = caller
         self._subjects = subjects
         self._edge_id = edge_id
         self._timeout_s = timeout_s
+        self._manifests = manifests
         self._stale: set[str] = set()
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -93,7 +105,7 @@ class Attachments:
         return audience
 
     async def _attach(self, audience: Audience) -> wire.Attached:
-        body = wire.encode(wire.Attach(audience.sequence.name, self._edge_id))
+        body = wire.encode(wire.Attach(audience.sequence.name, self._edge_id, self._manifests()))
         answer = _decode_attached(
             await self._caller.request(self._subjects.partition(audience.sequence.partition), body, ATTEMPT_S)
         )

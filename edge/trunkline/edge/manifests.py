@@ -32,6 +32,11 @@ class Manifests:
         self._read: dict[str, int] = {}
         """The last read, by its number, that has said how a channel's manifest is."""
 
+    @property
+    def revision(self) -> int:
+        """The newest revision in force: see `wire.Publish`."""
+        return max(self._revisions.values(), default=0)
+
     def __len__(self) -> int:
         return len(self._manifests)
 
@@ -54,6 +59,7 @@ class Manifests:
                 continue  # it was asked before what is known now
             if found is None:
                 self._manifests.pop(channel, None)
+                self._revisions.pop(channel, None)
                 continue
             self._read[channel] = number
             value, revision = found

@@ -86,7 +86,9 @@ class EdgeService:
         self._load = Load()
         calls = Calls(self._caller, subjects, self._load)
         self._events = Events(self._bus, self._streams, calls, subjects, self.edge_id, ROLE)
-        self._attachments = Attachments(self._hub, self._caller, subjects, self.edge_id, settings.subscribe_timeout_s)
+        self._attachments = Attachments(
+            self._hub, self._caller, subjects, self.edge_id, settings.subscribe_timeout_s, lambda: self._manifests.revision
+        )
         self._presence = Presence(self._hub, self._caller, subjects, self.edge_id)
         self._attachments.on_attached = self._presence.attached
         self._sessions = Sessions(
@@ -126,6 +128,7 @@ class EdgeService:
             self._authenticator,
             self._liveness.expire,
             settings.call_timeout_s,
+            lambda: self._manifests.revision,
         )
         self._commands = Commands(self._hub, subscribing, self._answerer, self._tasks, self._liveness.expire)
         self._commands.on_moved = self._resuming.moved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -26,12 +27,15 @@ _decode_position = msgspec.msgpack.Decoder(Position).decode
 
 
 class BusEffects:
-    """Implements `trunkline.app.context.Effects`."""
+    """Implements `trunkline.app.context.Effects`. `manifests` tells which ones the app goes by: see `wire.Publish`."""
 
-    def __init__(self, bus: Bus, caller: Caller, subjects: Subjects) -> None:
+    def __init__(
+        self, bus: Bus, caller: Caller, subjects: Subjects, manifests: Callable[[], Awaitable[int]] | None = None
+    ) -> None:
         self._bus = bus
         self._caller = caller
         self._subjects = subjects
+        self._manifests = manifests
 
     async def send(self, connection_id: str, payload: bytes) -> None:
         """Pushes JSON to a connection, at most once; see `Effects`."""
@@ -44,7 +48,8 @@ class BusEffects:
         """Publishes JSON; see `trunkline.shared.publishing`."""
         if exclude is not None:
             _check(exclude)
-        return await publish(self._caller, self._subjects, topic, data, key=key, exclude=exclude)
+        manifests = 0 if self._manifests is None else await self._manifests()
+        return await publish(self._caller, self._subjects, topic, data, key=key, exclude=exclude, manifests=manifests)
 
     async def subscribe(self, connection_id: str, topic: str, info: bytes | None) -> Position:
         """Subscribes a connection; see `Effects`."""

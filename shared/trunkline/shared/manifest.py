@@ -30,6 +30,7 @@ __all__ = [
     "TopicEntry",
     "TopicPattern",
     "read_manifests",
+    "read_revision",
 ]
 
 BUCKET: Final = "manifest"
@@ -245,16 +246,23 @@ class Manifest(_Entry):
 
 
 async def read_manifests(bucket: Bucket) -> list[Manifest]:
-    """Returns the manifests in a bucket. One that cannot be used is logged and left out.
+    """Returns the manifests in a bucket; see `read_revision`."""
+    return (await read_revision(bucket))[0]
+
+
+async def read_revision(bucket: Bucket) -> tuple[list[Manifest], int]:
+    """Returns the manifests in a bucket, and the newest revision among them. One that cannot be used is logged and left out.
 
     Raises `TrunklineError(UNAVAILABLE)` when the broker does not answer.
     """
     manifests = []
+    newest = 0
     for channel in await bucket.keys():
         found = await bucket.get(channel)
         if found is not None:
+            newest = max(newest, found[1])
             try:
                 manifests.append(Manifest.decode(found[0]))
             except ValueError as error:
                 log.error("a manifest cannot be used", channel=channel, error=type(error).__name__)
-    return manifests
+    return manifests, newest

@@ -32,19 +32,20 @@ async def publish(
     *,
     key: str | None = None,
     exclude: str | None = None,
+    manifests: int = 0,
     timeout_s: float = PUBLISH_S,
 ) -> Position:
     """Publishes JSON, and returns its position when nothing can lose it.
 
     While the topic has no owner, or its owner does not answer, this asks again for `timeout_s` seconds. All attempts carry
     one idempotency key (`key`, or a random one), so an attempt that was served unseen is not served again. The connection
-    `exclude` gets a marker in place of the data.
+    `exclude` gets a marker in place of the data. `manifests`: see `wire.Publish`.
 
     Raises `TrunklineError`: what the owner says, or the last `NO_WORKER`, `TIMEOUT` or `UNAVAILABLE`; after these two it is
     unknown whether the publication exists.
     """
     subject = subjects.partition(partition_of(topic))
-    request = wire.Publish(topic, data, key or secrets.token_urlsafe(9), key is None, exclude)
+    request = wire.Publish(topic, data, key or secrets.token_urlsafe(9), key is None, exclude, manifests)
 
     async def attempt() -> Position:
         body = wire.encode(request)

@@ -169,10 +169,14 @@ class CallResult(msgspec.Struct, array_like=True, gc=False):
 
 
 class Attach(msgspec.Struct, array_like=True, gc=False, tag="attach"):
-    """Adds an edge to those that get a topic's publications. Answered with `Attached` *after* it has been added."""
+    """Adds an edge to those that get a topic's publications. Answered with `Attached` *after* it has been added.
+
+    `manifests`: see `Publish`.
+    """
 
     topic: str
     edge_id: str
+    manifests: int = 0
 
 
 class Attached(msgspec.Struct, array_like=True, gc=False):
@@ -216,7 +220,9 @@ class Publish(msgspec.Struct, array_like=True, gc=False, tag="publish"):
     """Appends `data` (JSON bytes) to a topic. Answered with its `Position`, of the first time if `key` was seen before.
 
     `fresh`: the key was made for this request, so that nobody can have seen it, and no log need be read to know. The
-    connection `exclude` is told that there is a publication, and not what it is.
+    connection `exclude` is told that there is a publication, and not what it is. `manifests`: the newest revision in the
+    bucket of manifests that the publisher goes by. An owner that knows none so new reads them first (`UNAVAILABLE`), lest it
+    take a topic with history for an ephemeral one.
     """
 
     topic: str
@@ -224,6 +230,7 @@ class Publish(msgspec.Struct, array_like=True, gc=False, tag="publish"):
     key: str | None = None
     fresh: bool = False
     exclude: str | None = None
+    manifests: int = 0
 
 
 class Since(msgspec.Struct, array_like=True, gc=False, tag="since"):

@@ -24,7 +24,7 @@ class Requests:
     """Hands requests to the owner, and what they settle with to the answerer, now or later.
 
     `flush` sends what is due to edges; `after` is called once for each batch; `is_trusted`: nobody else
-    may answer by now.
+    may answer by now; `require` raises if the manifests that are known here are older than the asker's.
     """
 
     def __init__(
@@ -34,12 +34,14 @@ class Requests:
         flush: Callable[[], None],
         after: Callable[[], None],
         is_trusted: Callable[[], bool],
+        require: Callable[[int], None],
     ) -> None:
         self._owner = owner
         self._answerer = answerer
         self._flush = flush
         self._after = after
         self._is_trusted = is_trusted
+        self._require = require
 
     def receive(self, message: Message) -> None:
         """Takes a batch."""
@@ -66,8 +68,10 @@ class Requests:
         owner = self._owner
         match request:
             case wire.Publish():
+                self._require(request.manifests)
                 owner.publish(request.topic, request.data, request.key, settle, fresh=request.fresh, exclude=request.exclude)
             case wire.Attach():
+                self._require(request.manifests)
                 if owner.is_due(request.topic):
                     # What has an offset up to the position of the answer must be on its way before the answer is.
                     self._flush()

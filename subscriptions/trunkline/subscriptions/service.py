@@ -216,6 +216,7 @@ class SubscriptionService:
             self._sender.flush,
             self._announcer.tell_services,
             lambda: self._ownership.trusted,
+            self._manifests.require,
         )
         self.undertaker.on_gone.append(self._owner.gone)
         self._sessions.start()

@@ -8,6 +8,7 @@ old one is announced again. Whether one lives is asked over NATS: each worker an
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -44,6 +45,15 @@ class Announcing:
         self._answerer = answerer
         self._subjects = subjects
         self._manifests: list[Manifest] = []
+        self._revisions: dict[str, int] = {}
+        self._announced = asyncio.Event()
+        self._newest = 0
+
+    async def revision(self) -> int:
+        """Returns the newest revision of the manifests in force, as soon as they are: see `wire.Publish`."""
+        if not self._newest:
+            await self._announced.wait()
+        return self._newest
 
     async def start(self, channels: Sequence[Channel]) -> list[Subscription]:
         """Returns when the bucket has these channels' manifests, or newer ones. Raises `TrunklineError(UNAVAILABLE)`.
@@ -72,18 +82,21 @@ class Announcing:
     async def _announce_all(self) -> None:
         bucket = await self._bus.bucket(self._subjects.bucket(BUCKET))
         for manifest in self._manifests:
-            await self._announce(bucket, manifest)
+            self._revisions[manifest.channel] = await self._announce(bucket, manifest)
+        self._newest = max(self._revisions.values(), default=0)
+        self._announced.set()
 
-    async def _announce(self, bucket: Bucket, manifest: Manifest) -> None:
+    async def _announce(self, bucket: Bucket, manifest: Manifest) -> int:
+        """Returns the revision of what is in force."""
         for _ in range(RACES_MOST):
             found = await bucket.get(manifest.channel)
             stored = None if found is None else _readable(found[0])
-            if stored is not None:
+            if found is not None and stored is not None:
                 if stored.digest == manifest.digest:
-                    return
+                    return found[1]
                 if manifest.digest in stored.former and await self._lives(stored):
                     log.info("a newer manifest is in force", channel=manifest.channel)
-                    return
+                    return found[1]
             data = manifest.replacing(stored).encode()
             if found is None:
                 revision = await bucket.create(manifest.channel, data)
@@ -92,7 +105,7 @@ class Announcing:
             if revision is not None:
                 notice = wire.Notice(wire.VERSION, wire.NewManifest(manifest.channel))
                 self._bus.publish(self._subjects.edges, wire.encode(notice))
-                return
+                return revision
         raise TrunklineError(ErrorCode.UNAVAILABLE, f"too many workers announce {manifest.channel} at the same time")
 
     async def _lives(self, manifest: Manifest) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -68,12 +68,22 @@ class LaterService:
     """What the handlers of a worker put off, and what is due in the whole cluster."""
 
     def __init__(
-        self, bus: Bus, streams: Streams, caller: Caller, subjects: Subjects, fail: Fail, *, replicas: int, most_bytes: int
+        self,
+        bus: Bus,
+        streams: Streams,
+        caller: Caller,
+        subjects: Subjects,
+        manifests: Callable[[], Awaitable[int]],
+        fail: Fail,
+        *,
+        replicas: int,
+        most_bytes: int,
     ) -> None:
         self._bus = bus
         self._streams = streams
         self._caller = caller
         self._subjects = subjects
+        self._manifests = manifests
         self._replicas = replicas
         self._most_bytes = most_bytes
         self._tasks = Tasks("later", fail)
@@ -223,7 +233,8 @@ class LaterService:
     async def _do(self, later: Later) -> None:
         body = later.body
         if isinstance(body, DuePublication):
-            await publish(self._caller, self._subjects, body.topic, body.data, key=later.run_id)
+            known = await self._manifests()
+            await publish(self._caller, self._subjects, body.topic, body.data, key=later.run_id, manifests=known)
         else:
             body.event.logged_at = time.time()
             await self._streams.append_once(body.subject, wire.encode(body.event), later.run_id)

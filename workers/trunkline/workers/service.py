@@ -89,6 +89,7 @@ class WorkerService:
             self._streams,
             self._caller,
             self._subjects,
+            self._announcing.revision,
             fail,
             replicas=settings.event_replicas,
             most_bytes=settings.later_bytes,
@@ -122,7 +123,7 @@ class WorkerService:
         await self._bus.start()
         await self._health.start()
         await self._caller.start()
-        effects = BusEffects(self._bus, self._caller, self._subjects)
+        effects = BusEffects(self._bus, self._caller, self._subjects, self._announcing.revision)
         environment = Environment(effects, resources, self._executor, postponing=self._later)
         self._runner.start(environment)
         for route in routes:
