@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ TALKERS: Final = 4
 """Of each kind: one that waits for a call that was lost (10 s, its deadline) does not hide that others go on."""
 PACE_S: Final = 0.4
 """Between two messages of one talker."""
+DEADLINE_S: Final = 90.0
 ACCEPTED: Final = "accepted"
 """The error which says that a durable action is logged, and not done yet."""
 
@@ -87,25 +88,28 @@ class Checker:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Checker]:
-        """Works until the end of this block. What a connection brings that is wrong ends the block."""
-        jobs = [self.said.listen, self.done.listen, *[self._say, self._order, self._note] * TALKERS]
+        """Works until the end of this block, and ends when all that was acknowledged has come.
+
+        What a connection brings that is wrong ends the block.
+        """
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(self._again(job)) for job in jobs]
+            listening = [tasks.create_task(self._again(each.listen)) for each in (self.said, self.done)]
+            talking = [tasks.create_task(self._again(job)) for job in [self._say, self._order, self._note] * TALKERS]
             try:
                 yield self
+                _cancel(talking)
+                async with asyncio.timeout(DEADLINE_S):
+                    await self._all_has_come()
             finally:
-                for each in running:
-                    each.cancel()
+                _cancel([*talking, *listening])
 
     async def goes_on(self, count: int = 20) -> None:
         """Returns when so many further messages of each kind were acknowledged, and what was until then has come."""
         published, ordered = len(self._published) + count, len(self._ordered) + count
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(DEADLINE_S):
             while len(self._published) < published or len(self._ordered) < ordered:
                 await asyncio.sleep(0.05)
-            owed = (set(self._published), set(self._ordered))
-            while owed[0] - self.said.received.keys() or owed[1].difference(self.done.received.values()):
-                await asyncio.sleep(0.05)
+            await self._all_has_come()
 
     async def interruption(self, count: int = 50) -> tuple[float, float]:
         """Goes on; the longest time since `forget` without a publication, and without an effect of an order."""
@@ -123,6 +127,11 @@ class Checker:
         assert self._ordered <= effects.keys()
         assert set(effects.values()) == {1}
         return f"acknowledged, and there once: {len(self._published)} publications, {len(self._ordered)} durable actions"
+
+    async def _all_has_come(self) -> None:
+        published, ordered = set(self._published), set(self._ordered)
+        while published - self.said.received.keys() or ordered.difference(self.done.received.values()):
+            await asyncio.sleep(0.05)
 
     # ------------------------------------------------------------------ what each connection does
 
@@ -158,3 +167,8 @@ class Checker:
             if answer.get("error", {}).get("code", ACCEPTED) == ACCEPTED:
                 self._ordered.add(number)
             await asyncio.sleep(PACE_S)
+
+
+def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for each in tasks:
+        each.cancel()
