@@ -69,6 +69,8 @@ async def test_every_metric_is_served_by_a_running_cluster() -> None:
     families = {line.split()[2] for line in served.splitlines() if line.startswith("# TYPE ")}
     for name in {name for expression in EXPRESSIONS for name in NAME.findall(expression)}:
         assert name in families or name.removesuffix("_bucket") in families, name
+    for role in ("edge", "workers", "subscriptions"):
+        assert f'trunkline_bus_reconnects_total{{role="{role}"}} ' in served, "from 0, or Prometheus sees no first one"
 
 
 def test_legends_and_texts_name_labels_that_are_left() -> None:

@@ -113,6 +113,7 @@ class Bus:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self.role = role
+        self._reconnects = reconnects.labels(role)  # at 0, or Prometheus would see no first one
         self.fail = fail
         self._settings = settings
         self._instance = instance
@@ -412,7 +413,7 @@ class Bus:
     async def _on_reconnected(self) -> None:
         self._connected = True
         self._last_warning = ""
-        reconnects.labels(self.role).inc()
+        self._reconnects.inc()
         log.info("the NATS connection is back")
         self._client_publish_echo()
         self._tell(self.on_reconnect)
