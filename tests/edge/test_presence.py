@@ -368,16 +368,17 @@ async def test_services_hear_that_a_topic_is_occupied_and_vacated(trunkline: Clu
         await eventually(lambda: not trunkline.owner._owner.presence.topics)
 
 
+def changed(presence: bool) -> Channel:
+    channel = Channel("chat")
+
+    @channel.topic("plain.{name}", presence=presence)
+    async def may(ctx: Context, name: str) -> bool:
+        return True
+
+    return channel
+
+
 async def test_presence_begins_and_ends_while_clients_are_subscribed(trunkline: Cluster) -> None:
-    def changed(presence: bool) -> Channel:
-        channel = Channel("chat")
-
-        @channel.topic("plain.{name}", presence=presence)
-        async def may(ctx: Context, name: str) -> bool:
-            return True
-
-        return channel
-
     async with trunkline.connect() as client:
         await client.ask("$subscribe", topic="plain.1")
         await trunkline.stop(trunkline.worker)
@@ -391,6 +392,31 @@ async def test_presence_begins_and_ends_while_clients_are_subscribed(trunkline: 
         await eventually(lambda: audience.members is None, 10.0)
         assert (await client.ask("$presence", topic="plain.1"))["error"]["code"] == "not_available"
         await client.ask("$unsubscribe", topic="plain.1")
+
+
+async def test_an_owner_without_presence_is_told_nothing_more(trunkline: Cluster) -> None:
+    """What an owner had not answered when the topic lost its presence was refused, and said again, until the edge ended."""
+    async with trunkline.connect() as client, trunkline.connect() as other:
+        await client.ask("$subscribe", topic="plain.1")
+        await trunkline.stop(trunkline.worker)
+        with_presence = await trunkline.start_worker(changed(True))
+        audience = trunkline.edge._hub.topics["plain.1"]
+        await eventually(lambda: audience.members is not None and audience.members.done, 10.0)
+        owner, edge = trunkline.owner._owner.presence, trunkline.edge._presence
+        tell, lost = owner.tell, []
+
+        def lose(request: Any) -> Any:
+            lost.append(request)
+            raise TrunklineError(ErrorCode.UNAVAILABLE, "lost")
+
+        owner.tell = lose  # type: ignore[method-assign]
+        await other.ask("$subscribe", topic="plain.1")
+        await eventually(lambda: lost)
+        await trunkline.stop(with_presence)
+        await trunkline.start_worker(changed(False))
+        await eventually(lambda: audience.members is None, 10.0)
+        owner.tell = tell  # type: ignore[method-assign]
+        await eventually(lambda: edge._retry is None and not (edge._failed or edge._due or edge._under_way))
 
 
 # ------------------------------------------------------------------------------------------------ processes

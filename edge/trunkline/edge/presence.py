@@ -110,6 +110,8 @@ class Presence:
         self._flush_due = False
         while self._due and self._under_way < AT_ONCE:
             _, members = self._due.popitem()
+            if self._topics.get(members.name) is not members:
+                continue  # the topic keeps no presence any more: its owner would refuse this for ever
             request = members.next(self._edge_id)
             if request is None:
                 self._forget_if_unused(members)
