@@ -66,3 +66,37 @@ async def test_work_that_does_not_wait_needs_no_timer() -> None:
         return 1
 
     assert await isolated(call(), 0.0) == 1
+
+
+async def test_work_that_swallows_its_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It kept its slot for ever, and nobody was told which handler it was."""
+    monkeypatch.setattr("trunkline.workers.isolation.OVERRUN_S", 0.01)
+    overruns: list[int] = []
+    swallowed = 0
+
+    async def call() -> int:
+        nonlocal swallowed
+        while swallowed < 3:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                swallowed += 1
+        return swallowed
+
+    task = asyncio.current_task()
+    assert task is not None
+    assert await isolated(call(), asyncio.get_running_loop().time() + 0.01, lambda: overruns.append(1)) == 3
+    assert len(overruns) == 3
+    while task.cancelling():
+        task.uncancel()
+
+
+async def test_work_that_cleans_up_after_its_deadline_is_left_alone() -> None:
+    async def call() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(DeadlineError):
+        await isolated(call(), asyncio.get_running_loop().time() + 0.01, lambda: pytest.fail("it has ended in time"))

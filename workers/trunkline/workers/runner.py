@@ -62,6 +62,16 @@ class Endpoint:
         self.observe = latency.labels(route.channel, route.kind.value, route.action).observe
         self._outcomes: dict[str, Count] = {}
 
+    def overrun(self) -> None:
+        """A handler goes on after its deadline: it has caught its cancellation."""
+        route = self.route
+        log.error(
+            "a handler goes on after its deadline and keeps its slot: it must let CancelledError pass",
+            channel=route.channel,
+            kind=route.kind.value,
+            action=route.action,
+        )
+
     def count(self, outcome: str) -> None:
         counter = self._outcomes.get(outcome)
         if counter is None:
@@ -292,7 +302,7 @@ class Runner:
             self._fail(work, late, late)
             return
         try:
-            result = await isolated(endpoint.route(call, work.environment(environment)), deadline)
+            result = await isolated(endpoint.route(call, work.environment(environment)), deadline, endpoint.overrun)
         except TrunklineError as error:
             self._fail(work, error, error)
         except DeadlineError as error:
