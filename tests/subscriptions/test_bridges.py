@@ -29,7 +29,7 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.puller import Delivery
 from trunkline.subscriptions.bridge import Bridge
-from trunkline.subscriptions.bridges import Window, _Poison, partition_of_name
+from trunkline.subscriptions.bridges import AHEAD, Window, _Poison, partition_of_name
 from trunkline.subscriptions.service import SubscriptionService
 from trunkline.subscriptions.topic import Settle
 
@@ -111,7 +111,7 @@ class Acknowledgements:
 
 
 @given(
-    topics=st.lists(st.sampled_from(["1", "2", "größe"]), max_size=30),
+    topics=st.lists(st.sampled_from(["1", "2", "größe"]), max_size=60),
     outcomes=st.lists(st.sampled_from([None, ErrorCode.UNAVAILABLE, ErrorCode.OVERLOADED, ErrorCode.INVALID]), max_size=60),
     seed=st.randoms(use_true_random=False),
 )
@@ -131,6 +131,8 @@ async def test_whatever_fails_publications_keep_their_order_and_what_is_done_is_
         assert key == f"SALES@then:{data.decode()}"
         waiting.append((topic, data, settle))
         assert len({each for each, _, _ in waiting}) == len(waiting), "one at a time for each topic"
+        acknowledged = {sequence for sequence, _ in acknowledgements.said}
+        assert len(set(published.get(topic, ())) - acknowledged) < AHEAD
 
     def release(count: int, size_bytes: int) -> None:
         nonlocal released
@@ -161,6 +163,33 @@ async def test_whatever_fails_publications_keep_their_order_and_what_is_done_is_
     assert acknowledgements.said == [
         (sequence, b"+TERM" if sequence in poisonous else b"+ACK") for sequence in range(1, len(topics) + 1)
     ]
+    assert not window.broken.is_set()
+
+
+async def test_a_topic_is_ahead_of_the_acknowledgements_by_no_more_than_its_log_remembers() -> None:
+    acknowledgements = Acknowledgements()
+    slow: list[Settle] = []
+    quick: list[int] = []
+
+    def publish(topic: str, data: bytes, key: str | None, settle: Settle) -> None:
+        if topic == "sale.slow":
+            slow.append(settle)
+        else:
+            quick.append(int(data))
+            settle(Position(1, "e"))
+
+    bridge = Bridge(**ALL)
+    window = Window(bridge, "then", publish, lambda: True, _Poison(bridge))
+    window.receive(acknowledgements.delivery(1, "sales.slow.done"))
+    for sequence in range(2, 3 * AHEAD + 2):
+        window.receive(acknowledgements.delivery(sequence, "sales.quick.done"))
+        await asyncio.sleep(0)
+    assert len(quick) == AHEAD
+    assert acknowledgements.said == []
+    slow.pop()(Position(1, "e"))
+    while len(acknowledgements.said) < 3 * AHEAD + 1:
+        await asyncio.sleep(0)
+    assert quick == list(range(2, 3 * AHEAD + 2))
     assert not window.broken.is_set()
 
 
@@ -228,6 +257,35 @@ async def test_a_bridge_waits_for_a_stream_that_does_not_exist_yet() -> None:
         await create_stream(trunkline)
         await sell(trunkline, 1, "hi")
         assert (await client.receive())["data"] == "hi"
+
+
+async def test_what_was_not_acknowledged_is_published_once_however_little_the_topic_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next owner reads it again, and knows the keys from the log, which keeps some more entries than its history."""
+    chat = Channel("chat")
+
+    @chat.topic("sale.{number}", history=1, ttl=60)
+    async def may(ctx: Context[None]) -> bool:
+        return True
+
+    async with cluster(chat, subscriptions={"bridges": [ALL]}) as trunkline:
+        await create_stream(trunkline)
+        monkeypatch.setattr(Delivery, "ack", lambda self: None)
+        await sell(trunkline, 1, *range(AHEAD))
+        topics = trunkline.owner._owner.topics
+        await eventually(lambda: "sale.1" in topics and topics["sale.1"].offset == AHEAD)
+        monkeypatch.undo()
+        second = await trunkline.start_owner()
+        await trunkline.stop(trunkline.owner)
+        await sell(trunkline, 1, "after")
+
+        async def is_acknowledged() -> bool:
+            found = await consumers(trunkline)
+            return len(found) == 1 and found[0].ack_floor.stream_seq == AHEAD + 1
+
+        await eventually(is_acknowledged, 10)
+        assert second._owner.topics["sale.1"].offset == AHEAD + 1
 
 
 async def test_poison_is_terminated_and_what_follows_goes_on() -> None:

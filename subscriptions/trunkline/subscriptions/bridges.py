@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter as Counting
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -32,10 +33,14 @@ from trunkline.shared.streams import Streams
 from trunkline.shared.tasks import Tasks, backoff_s, every
 from trunkline.shared.topics import partition_of
 from trunkline.subscriptions.bridge import Bridge
+from trunkline.subscriptions.declared import SPARE_ENTRIES
 from trunkline.subscriptions.topic import Settle
 
 __all__ = ["Bridges", "Window"]
 
+AHEAD: Final = SPARE_ENTRIES
+"""Publications of one topic that may wait for others to be acknowledged: no more than a log remembers the keys of, however
+little history it keeps. So what is delivered again after a crash is known to have been published."""
 WINDOW: Final = 1024
 WINDOW_BYTES: Final = 16 * 1024 * 1024
 """A bridge holds so many messages and bytes, and one batch (8 MiB) more."""
@@ -71,10 +76,11 @@ class _Poison:
 
 
 class _Item:
-    __slots__ = ("attempt", "delivery", "done", "poisonous")
+    __slots__ = ("attempt", "delivery", "done", "poisonous", "topic")
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, topic: str | None) -> None:
         self.delivery = delivery
+        self.topic = topic
         self.attempt = 0
         self.done = False
         self.poisonous = False
@@ -99,7 +105,8 @@ class Window:
         self._bridged = bridged.labels(bridge.name)
         self._expected = 1
         self._items: deque[_Item] = deque()  # in the order of the stream
-        self._lanes: dict[str, deque[_Item]] = {}
+        self._lanes: dict[str, deque[_Item]] = {}  # what is not published, by topic
+        self._ahead: Counting[str] = Counting()  # what is, and not acknowledged
         self._stopped = False
         self._loop = asyncio.get_running_loop()
 
@@ -110,15 +117,15 @@ class Window:
             self.release(1, len(delivery.data))
             return
         self._expected += 1
-        item = _Item(delivery)
-        self._items.append(item)
         topic = self._bridge.topic_of(delivery.subject)
+        item = _Item(delivery, topic)
+        self._items.append(item)
         if topic is None:
             self._finish(item, "its subject gives no topic")
             return
         lane = self._lanes.setdefault(topic, deque())
         lane.append(item)
-        if len(lane) == 1:
+        if len(lane) == 1 and self._ahead[topic] < AHEAD:
             self._publish_first(topic)
 
     def stop(self) -> None:
@@ -156,10 +163,11 @@ class Window:
             return
         lane = self._lanes[topic]
         lane.popleft()
-        if lane:
-            self._loop.call_soon(self._publish_first, topic)
-        else:
+        self._ahead[topic] += 1
+        if not lane:
             del self._lanes[topic]
+        elif self._ahead[topic] < AHEAD:
+            self._loop.call_soon(self._publish_first, topic)
         self._finish(item, outcome.code if isinstance(outcome, TrunklineError) else None)
 
     def _finish(self, item: _Item, poison: str | None) -> None:
@@ -176,6 +184,15 @@ class Window:
             else:
                 first.delivery.ack()
             self.release(1, len(first.delivery.data))
+            if first.topic is not None:
+                self._acknowledged(first.topic)
+
+    def _acknowledged(self, topic: str) -> None:
+        self._ahead[topic] -= 1
+        if self._ahead[topic] == AHEAD - 1 and topic in self._lanes:
+            self._loop.call_soon(self._publish_first, topic)
+        elif not self._ahead[topic]:
+            del self._ahead[topic]
 
 
 class Bridges:
