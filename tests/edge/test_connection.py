@@ -3,7 +3,7 @@
 from typing import cast
 
 from trunkline.edge.auth import Identity
-from trunkline.edge.connection import EARLY_BYTES, Connection
+from trunkline.edge.connection import EARLY_BYTES, Connection, Resumable
 from trunkline.edge.protocols.plain import JSON
 from trunkline.edge.socket import Socket
 from trunkline.shared.errors import CloseCode
@@ -58,3 +58,31 @@ def test_an_early_close_takes_effect_when_the_connection_opens() -> None:
     connection.close(4001, "too late")
     socket = opened(connection)
     assert (socket.written, socket.closed) == (b"a", [(4000, "go away")])
+
+
+def test_what_came_early_the_last_time_does_not_count_the_next_time() -> None:
+    """A client that came back often was closed in the end: what had been sent to it before each of its sockets was open
+    added up. And once it was closed before it was open, it was closed whenever it came back."""
+    connection = pending()
+    for _ in range(3):
+        connection.write(b"x" * (EARLY_BYTES // 2))
+        assert opened(connection).closed == []
+        connection.socket = None  # it comes back
+    connection.close(CloseCode.SLOW, "slow")
+    assert opened(connection).closed == [(CloseCode.SLOW, "slow")]
+    connection.socket = None
+    assert opened(connection).closed == []
+
+
+def test_nothing_is_kept_for_a_client_that_is_away() -> None:
+    """A client may leave before its socket opens. What was then sent to its connection was kept, and too much of it ended
+    the connection at once: amid the loop over those that hear it."""
+    ends: list[tuple[int, str]] = []
+    connection = pending()
+    connection.resumable = Resumable("nonce", 30.0)
+    connection.resumable.suspended = lambda code, reason: ends.append((code, reason))
+    for _ in range(3):
+        connection.write(b"x" * EARLY_BYTES)
+    assert ends == []
+    connection.resumable.suspended = None
+    assert opened(connection).written == b""

@@ -54,3 +54,23 @@ async def test_an_answer_that_was_held_up_does_not_bring_an_older_manifest_back(
     reads[0].set()
     await poll
     assert set(manifests.required("chat").actions) == {"new"}
+
+
+async def test_revisions_of_a_bucket_that_was_lost_are_forgotten(bus: Bus) -> None:
+    """Owners refuse what goes by a newer revision than they find. One of a channel that nobody announces any more, in a
+    bucket that was lost, had them refuse all that its edges asked, for good."""
+    manifests = Manifests(bus, SUBJECTS, Tasks("test", lambda _error: None))
+    name = SUBJECTS.bucket(BUCKET)
+    bucket = await bus.bucket(name)
+    for channel in ("chat", "old"):
+        await bucket.put(channel, Manifest(channel=channel).encode())
+    await manifests.refresh()
+    assert manifests.revision == 2
+    await bus.jetstream.delete_stream(f"KV_{name}")
+    bucket = await bus.bucket(name)
+    await manifests.refresh()
+    assert manifests.revision == 2, "nobody has announced anything yet"
+    await bucket.put("chat", Manifest(channel="chat", actions={"new": ActionEntry()}).encode())
+    await manifests.refresh()
+    assert manifests.revision == 1
+    assert set(manifests.required("chat").actions) == {"new"}

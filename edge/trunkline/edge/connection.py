@@ -118,11 +118,12 @@ class Connection:
     def open(self, socket: Socket) -> None:
         """Gives the connection its socket, and does what was wanted of it before."""
         self.socket = socket
-        if self._early:
-            socket.write(b"".join(self._early))
-            self._early.clear()
-        if self._early_close is not None:
-            socket.close(*self._early_close)
+        early, self._early, self._early_bytes = self._early, [], 0
+        if early:
+            socket.write(b"".join(early))
+        closing, self._early_close = self._early_close, None  # it may be opened again, when its client comes back
+        if closing is not None:
+            socket.close(*closing)
 
     def write(self, frames: bytes) -> None:
         """Writes frames, or keeps them until the connection is open. Too many at either time close it with 3008.
@@ -131,7 +132,7 @@ class Connection:
         """
         if self.socket is not None:
             self.socket.write(frames)
-        elif self._early_close is not None:
+        elif self._early_close is not None or (self.resumable is not None and self.resumable.suspended is not None):
             _after_close.inc()
         elif self._early_bytes + len(frames) > EARLY_BYTES:
             _slow.inc()

@@ -27,7 +27,8 @@ class Manifests:
         self._bucket_name = subjects.bucket(BUCKET)
         self._tasks = tasks
         self._manifests: dict[str, Manifest] = {}
-        self._revisions: dict[str, int] = {}
+        self._found: dict[str, tuple[bytes, int]] = {}
+        """What was read last: value and revision, which begins anew where the bucket was lost."""
         self._reads = 0
         self._read: dict[str, int] = {}
         """The last read, by its number, that has said how a channel's manifest is."""
@@ -35,7 +36,7 @@ class Manifests:
     @property
     def revision(self) -> int:
         """The newest revision in force: see `wire.Publish`."""
-        return max(self._revisions.values(), default=0)
+        return max((revision for _, revision in self._found.values()), default=0)
 
     def __len__(self) -> int:
         return len(self._manifests)
@@ -51,7 +52,14 @@ class Manifests:
     async def refresh(self, channels: list[str] | None = None) -> None:
         """Reads these manifests, or all. Raises `TrunklineError(UNAVAILABLE)` while the broker is away."""
         bucket = await self._bus.bucket(self._bucket_name)
-        for channel in await bucket.keys() if channels is None else channels:
+        if channels is None:
+            known = set(self._found)
+            channels = await bucket.keys()
+            # A revision of a bucket that was lost must not be asked of owners for ever. An empty bucket is about to be
+            # filled: until then, nobody is to take the topics of its channels for ephemeral.
+            for gone in known.difference(channels) if channels else ():
+                self._found.pop(gone, None)
+        for channel in channels:
             self._reads += 1
             number = self._reads
             found = await bucket.get(channel)
@@ -59,19 +67,18 @@ class Manifests:
                 continue  # it was asked before what is known now
             if found is None:
                 self._manifests.pop(channel, None)
-                self._revisions.pop(channel, None)
+                self._found.pop(channel, None)
                 continue
             self._read[channel] = number
-            value, revision = found
-            if self._revisions.get(channel) == revision:
+            if self._found.get(channel) == found:
                 continue
             try:
-                self._manifests[channel] = Manifest.decode(value)
+                self._manifests[channel] = Manifest.decode(found[0])
             except ValueError as error:
                 log.error("a manifest cannot be used; the one before stays", channel=channel, error=type(error).__name__)
             else:
                 log.info("channel", channel=channel, actions=sorted(self._manifests[channel].actions))
-            self._revisions[channel] = revision
+            self._found[channel] = found
 
     async def _refresh_logged(self, channels: list[str] | None) -> None:
         try:
