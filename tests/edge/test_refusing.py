@@ -87,6 +87,8 @@ REFUSALS = {
     "a bad query": (f"/ws/chat?status=x&token={token()}", 400, 3501, "invalid: "),
     "on_connect": (f"/ws/chat?status=403&token={token()}", 403, 3507, "closed: not today"),
     "on_connect, later": (f"/ws/chat?status=429&token={token()}", 429, 3013, "closed: not today"),
+    "on_connect, no refusal": (f"/ws/chat?status=101&token={token()}", 403, 3507, "closed: not today"),
+    "on_connect, no status": (f"/ws/chat?status=4001&token={token()}", 403, 3507, "closed: not today"),
     "a crash": (f"/ws/chat?crash=1&token={token()}", 500, 3004, "internal: "),
     "no answer": (f"/ws/chat?wait_s=3&token={token()}", 504, 3013, "timeout: "),
     "an id that is too long": (f"/ws/chat?token={token(sub='x' * 250)}", 400, 3501, "bad_request: the id of a user"),

@@ -46,6 +46,7 @@ CLOSE_CODES: Final = {
     500: CloseCode.INTERNAL,
 }
 """What a status is as a close code. Every other one from 500 on means to try later, and every other one below, not to."""
+REFUSALS: Final = range(400, 600)
 CLIENT_LEFT: Final = 499
 CLOSE_S: Final = 2.0
 CLOSING_MOST: Final = 1000
@@ -58,8 +59,11 @@ refused = Counter("trunkline_connections_refused_total", "Clients that were refu
 
 
 def status_of(error: TrunklineError) -> int:
-    """Returns the HTTP status of a refusal."""
-    return error.status or STATUS.get(error.code, 403)
+    """Returns the HTTP status of a refusal. What a handler says counts if it is one: with any other, clients would wait for
+    a response that never comes, or take themselves for let in."""
+    if error.status is not None and error.status in REFUSALS:
+        return error.status
+    return STATUS.get(error.code, 403)
 
 
 def close_code_of(error: TrunklineError) -> CloseCode:

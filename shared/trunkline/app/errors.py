@@ -15,8 +15,8 @@ __all__ = ["ChannelError", "PayloadError", "Reject", "where"]
 class Reject(TrunklineError):  # noqa: N818  # users read `raise Reject(…)` as a sentence
     """Raised by a handler: the client gets exactly this as its error frame, and the socket stays open.
 
-    From `on_connect` it refuses the connection, with the HTTP `status`; a page gets a close code instead, which asks it to
-    come back if the status is 408, 425, 429 or 500 and above. `detail` is anything that JSON can carry.
+    From `on_connect` it refuses the connection, with the HTTP `status`, 400 to 599; a page gets a close code instead, which
+    asks it to come back if the status is 408, 425, 429 or 500 and above. `detail` is anything that JSON can carry.
     """
 
     def __init__(self, message: str, *, code: str = ErrorCode.REJECTED.code, detail: Any = None, status: int = 403) -> None:
