@@ -12,6 +12,7 @@ from tests.support.cluster import Client, Cluster, cluster
 from tests.support.nats import eventually
 
 from trunkline.app import Channel, Context, Delivery
+from trunkline.shared.errors import MissingError
 from trunkline.shared.later import later_token
 from trunkline.shared.postponed import Postponed
 from trunkline.shared.subjects import Subjects
@@ -223,3 +224,24 @@ async def test_a_refusal_of_a_scheduled_handler_is_in_the_log() -> None:
             assert await client.ask("put") == {}
             await eventually(lambda: [line for line in logs if line["event"] == "a handler refused what was scheduled"])
     assert app.seen == []
+
+
+async def test_what_is_due_waits_for_a_log_that_nobody_has_created_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where roles create no streams, a topic has no log before `trunkline admin apply`. What was due until then was given
+    up, though whoever had put it off was told that nothing can lose it."""
+    monkeypatch.setattr("trunkline.workers.later.AGAIN_BASE_S", 0.05)
+    app = App()
+    async with cluster(app.channel) as trunkline, trunkline.connect() as client:
+        owner = trunkline.owner._owner
+        publish, refused = owner.publish, []
+
+        def refuse(name: str, *arguments: Any, **options: Any) -> None:
+            refused.append(name)
+            raise MissingError("stream LOG")
+
+        owner.publish = refuse  # type: ignore[method-assign]
+        await client.ask("$subscribe", topic="news")
+        await put(client, 0.0, "hi", topic="news")
+        await eventually(lambda: len(refused) >= 2, 20.0)
+        owner.publish = publish  # type: ignore[method-assign]
+        assert (await client.receive())["data"]["text"] == "hi"

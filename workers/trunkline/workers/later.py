@@ -60,7 +60,8 @@ log = get_logger(__name__)
 
 _malformed = drops.labels("workers", "what was due cannot be decoded")
 _impossible = drops.labels("workers", "what was due cannot be published")
-_final = frozenset(code.code for code in ErrorCode if not code.temporary)
+_final = frozenset(code.code for code in ErrorCode if not code.temporary and code is not ErrorCode.NOT_AVAILABLE)
+"""What no further attempt changes. A log that is not there yet will be created, and what was acknowledged waits for it."""
 _decode_key = msgspec.json.Decoder(str).decode
 
 
