@@ -116,7 +116,13 @@ class Dispatcher:
                 raise refusal
         timeout_s = self._timeout_s if route is None or route.timeout_s is None else route.timeout_s
         if route is not None and route.durable:
-            await self._log(connection, incoming, route, timeout_s)
+            work = self._events.handle(connection, incoming, route, timeout_s)
+            if not route.concurrent or connection.concurrent >= CONCURRENT_CALLS:
+                await self._write(connection, work)
+                return
+            connection.concurrent += 1
+            self._tasks.start(self._log_concurrently(connection, incoming, work), "log a message")
+            await asyncio.sleep(0)  # it is logged before the next one
             return
         future = self._calls.start(
             connection,
@@ -137,15 +143,6 @@ class Dispatcher:
             if connection.resumable is not None and result.state is not None:
                 await self._save(connection)
             self._reply(connection, incoming, result)
-
-    async def _log(self, connection: Connection, incoming: Incoming, route: ActionEntry, timeout_s: float) -> None:
-        work = self._events.handle(connection, incoming, route, timeout_s)
-        if not route.concurrent or connection.concurrent >= CONCURRENT_CALLS:
-            await self._write(connection, work)
-            return
-        connection.concurrent += 1
-        self._tasks.start(self._log_concurrently(connection, incoming, work), "log a message")
-        await asyncio.sleep(0)  # it is logged before the next one
 
     async def _log_concurrently(
         self, connection: Connection, incoming: Incoming, work: Coroutine[Any, Any, bytes | None]
