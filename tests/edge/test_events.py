@@ -53,6 +53,10 @@ class Shop:
         async def brisk(ctx: Context, message: Order) -> None:
             await self._handle(ctx, message)
 
+        @channel.on("aside", durable=True, timeout_s=1.0, concurrent=True)
+        async def aside(ctx: Context, message: Order) -> dict[str, int]:
+            return await self._handle(ctx, message)
+
         @channel.on("refused", durable=True)
         async def refused(ctx: Context, message: Order) -> None:
             self.handled.append((message.number, ctx.delivery))
@@ -173,6 +177,29 @@ async def test_poison_becomes_a_dead_letter_and_its_client_is_told() -> None:
     assert msgspec.json.decode(event.call.payload) == {"number": 1}
     assert letter.first_at == event.logged_at <= letter.last_at
     assert shop.numbers == [1, 1, 1]
+
+
+async def test_concurrent_messages_do_not_wait_for_one_another() -> None:
+    shop = Shop()
+    shop.open.clear()
+    async with cluster(shop.channel) as trunkline, trunkline.connect() as client:
+        await client.send("aside", number=1, id="a")
+        await client.send("plain", id="b")
+        await client.send("aside", number=1, id="a")
+        await client.send("aside", number="two", id="c")
+        answers = [await client.receive() for _ in range(4)]
+        assert {"action": "plain", "id": "b", "result": True} in answers
+        assert {"action": "aside", "id": "a", "logged": True, "duplicate": True} in answers
+        assert {(each["id"], each["error"]["code"]) for each in answers if "error" in each} == {
+            ("c", "invalid"),
+            ("a", "accepted"),
+        }
+        shop.open.set()
+        await nothing_waits(trunkline)
+        await client.send("aside", number=4)
+        assert (await client.receive())["number"] == 4
+        await nothing_waits(trunkline)
+    assert set(shop.numbers) == {1, 4}  # 1 took too long, and was tried again
 
 
 async def test_a_repeated_message_is_logged_once() -> None:
@@ -304,7 +331,7 @@ async def test_a_client_that_does_not_wait_has_its_messages_handled_in_order() -
     assert list(bank.steps.values()) == [list(range(50))]
 
 
-@pytest.mark.parametrize("action", ["note", "brisk"])
+@pytest.mark.parametrize("action", ["note", "brisk", "aside"])
 @pytest.mark.parametrize("paused", [False, True])
 async def test_a_lost_append_is_told_and_may_be_repeated(paused: bool, action: str) -> None:
     """Also when its client would not wait so long for the result: nobody may say that it is logged."""

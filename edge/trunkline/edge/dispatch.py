@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from trunkline.edge.actions import OwnActions
 from trunkline.edge.calls import Calls
 from trunkline.edge.connection import Connection
-from trunkline.edge.events import Events
+from trunkline.edge.events import Appending, Events
 from trunkline.edge.manifests import Manifests
 from trunkline.edge.protocols.adapter import Incoming
 from trunkline.edge.protocols.plain import JSON, MSGPACK
@@ -26,8 +26,8 @@ from trunkline.edge.sessions import Sessions
 from trunkline.edge.socket import Socket
 from trunkline.shared import wire
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
-from trunkline.shared.manifest import ActionEntry
 from trunkline.shared.metrics import LoopCounter
+from trunkline.shared.rpc import UnansweredError
 from trunkline.shared.tasks import Tasks
 
 __all__ = ["Dispatcher"]
@@ -91,8 +91,7 @@ class Dispatcher:
                 else:
                     await self._call(connection, incoming)
             except TrunklineError as error:
-                errors.labels(_label(error)).inc()
-                connection.write(connection.adapter.error(incoming, error))
+                _refuse(connection, incoming, error)
                 if connection.limits is not None and self._rates.too_many(connection.limits):
                     connection.close(CloseCode.TOO_MANY_ERRORS, "rate limited: too many messages were refused")
             finally:
@@ -116,13 +115,17 @@ class Dispatcher:
                 raise refusal
         timeout_s = self._timeout_s if route is None or route.timeout_s is None else route.timeout_s
         if route is not None and route.durable:
-            work = self._events.handle(connection, incoming, route, timeout_s)
             if not route.concurrent or connection.concurrent >= CONCURRENT_CALLS:
-                await self._write(connection, work)
-                return
-            connection.concurrent += 1
-            self._tasks.start(self._log_concurrently(connection, incoming, work), "log a message")
-            await asyncio.sleep(0)  # it is logged before the next one
+                await self._write(connection, self._events.handle(connection, incoming, route, timeout_s))
+            elif route.order == "key" or connection.resumable is not None:  # it waits for something else, too
+                work = self._events.handle(connection, incoming, route, timeout_s)
+                connection.concurrent += 1
+                self._tasks.start(self._log_concurrently(connection, incoming, work), "log a message")
+                await asyncio.sleep(0)  # it is logged before the next one
+            else:
+                appending = self._events.start(connection, incoming, route, timeout_s)
+                connection.concurrent += 1
+                appending.answer.add_done_callback(partial(self._finish_logged, connection, incoming, appending))
             return
         future = self._calls.start(
             connection,
@@ -150,10 +153,28 @@ class Dispatcher:
         try:
             await self._write(connection, work)
         except TrunklineError as error:
-            errors.labels(_label(error)).inc()
-            connection.write(connection.adapter.error(incoming, error))
+            _refuse(connection, incoming, error)
         finally:
             connection.concurrent -= 1
+
+    def _finish_logged(
+        self, connection: Connection, incoming: Incoming, appending: Appending, answer: asyncio.Future[Any]
+    ) -> None:
+        if answer.cancelled():
+            connection.concurrent -= 1
+            return
+        try:
+            frame = self._events.answer(connection, incoming, appending, answer.result())
+        except UnansweredError:
+            work = self._events.unanswered(connection, incoming, appending)
+            self._tasks.start(self._log_concurrently(connection, incoming, work), "wait for the log")
+            return
+        except TrunklineError as error:
+            _refuse(connection, incoming, error)
+        else:
+            if frame is not None:
+                connection.write(frame)
+        connection.concurrent -= 1
 
     async def _write(self, connection: Connection, work: Coroutine[Any, Any, bytes | None]) -> None:
         frame = await work
@@ -173,8 +194,7 @@ class Dispatcher:
         try:
             result = self._calls.settle(connection, future.result())
         except TrunklineError as error:
-            errors.labels(_label(error)).inc()
-            connection.write(connection.adapter.error(incoming, error))
+            _refuse(connection, incoming, error)
             return
         if connection.resumable is None or result.state is None:
             self._reply(connection, incoming, result)
@@ -187,6 +207,11 @@ class Dispatcher:
 
 
 _CODES: Final = frozenset(code.code for code in ErrorCode)
+
+
+def _refuse(connection: Connection, incoming: Incoming | None, error: TrunklineError) -> None:
+    errors.labels(_label(error)).inc()
+    connection.write(connection.adapter.error(incoming, error))
 
 
 def _label(error: TrunklineError) -> str:

@@ -22,7 +22,7 @@ from trunkline.shared.rpc import Caller, UnansweredError
 from trunkline.shared.streams import Appended, Streams
 from trunkline.shared.subjects import Subjects
 
-__all__ = ["Events"]
+__all__ = ["Appending", "Events"]
 
 KEY_CHARACTERS: Final = 128
 SPARE_BYTES: Final = 8192
@@ -47,6 +47,7 @@ class Events:
         self._inbox = subjects.handled(edge_id, secrets.token_hex(6))
         self._reply = f"{self._inbox}.0"
         self._results = Caller(bus, self._inbox, role)
+        self._loop = asyncio.get_running_loop()
 
     def stop(self) -> None:
         """Fails what still waits."""
@@ -67,60 +68,31 @@ class Events:
         Raises `TrunklineError`: `UNAVAILABLE` if nobody knows whether it is logged, `ACCEPTED` if it is, and nobody has said
         in time what came of it; what a handler refuses for good, or why it was given up.
         """
-        if action.order is None:
-            subject = self._subjects.event(action.pool, connection.channel, "message", incoming.action)
-        else:
-            subject = await self._ordered(connection, incoming, action, action.order, timeout_s)
-        name = _name(connection, incoming, action)
-        event_id = new_event_id()
-        if action.ack == "logged":
-            appending = _Appending(None, named=name is not None)
-            self._append(connection, incoming, timeout_s, subject, name, event_id, 0, appending)
-            appended = await appending.outcome()
-            return _logged(connection, incoming, event_id, appended.duplicate)
-        request_id, result = self._results.expect(timeout_s + GRACE_S)
-        appending = _Appending(result, named=name is not None)
+        key = None if action.order != "key" else await self._key(connection, incoming, action, timeout_s)
+        appending = self.start(connection, incoming, action, timeout_s, key)
         try:
-            self._append(connection, incoming, timeout_s, subject, name, event_id, request_id, appending)
-            answer: Any = await result
+            return self.answer(connection, incoming, appending, await appending.answer)
         except UnansweredError:
-            if (await appending.outcome()).duplicate:
-                return _logged(connection, incoming, event_id, duplicate=True)
-            text = f"this is logged as event {event_id} and will be handled; do not send it again"
-            raise TrunklineError(ErrorCode.ACCEPTED, text, detail={"event_id": event_id}) from None
+            return await self.unanswered(connection, incoming, appending)
         finally:
-            _forget(result)
-        if isinstance(answer, Appended):
-            return _logged(connection, incoming, event_id, answer.duplicate)
-        return self._result(connection, incoming, answer)
+            _forget(appending.answer)
 
-    async def _ordered(
-        self, connection: Connection, incoming: Incoming, action: ActionEntry, order: str, timeout_s: float
-    ) -> str:
-        """Where it is logged if it has an order. If that depends on what it says, a worker is asked, and may refuse it."""
-        if order == "key":
-            encoding = connection.adapter.encoding
-            answer = await self._calls.start(
-                connection, "order", incoming.action, incoming.payload, timeout_s, encoding=encoding, pool=action.pool
-            )
-            key = _decode_key(self._calls.settle(connection, answer).payload or b"")
-        else:
-            user = connection.identity.user if order == "user" else None
-            key = connection.id if user is None else user
+    def start(
+        self, connection: Connection, incoming: Incoming, action: ActionEntry, timeout_s: float, key: str | None = None
+    ) -> Appending:
+        """Begins what `handle` does, for an action whose order is by `key` if that is what its order is by.
+
+        When the future `answer` of what this returns is done, call `answer` with its result, or `unanswered`.
+        """
         place = (connection.channel, "message", incoming.action)
-        return self._subjects.ordered(action.pool, event_partition(key), *place)
-
-    def _append(
-        self,
-        connection: Connection,
-        incoming: Incoming,
-        timeout_s: float,
-        subject: str,
-        name: str | None,
-        event_id: str,
-        request_id: int,
-        appending: _Appending,
-    ) -> None:
+        if action.order is None:
+            subject = self._subjects.event(action.pool, *place)
+        else:
+            if key is None:
+                user = connection.identity.user if action.order == "user" else None
+                key = connection.id if user is None else user
+            subject = self._subjects.ordered(action.pool, event_partition(key), *place)
+        name = _name(connection, incoming, action)
         call = self._calls.envelope(
             connection,
             "message",
@@ -130,12 +102,45 @@ class Events:
             encoding=connection.adapter.encoding,
             message_id=incoming.message_id,
         )
-        reply = self._reply if request_id else ""
-        event = wire.encode(Event(wire.VERSION, event_id, time.time(), call, reply, request_id))
-        if len(event) > self._bus.max_payload - SPARE_BYTES:
-            _refused.inc()
-            raise TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the broker takes")
-        self._streams.append_once_then(subject, event, name, appending.settle)
+        if action.ack == "logged":
+            appending = Appending(self._loop.create_future(), name, until_logged=True)
+            event = Event(wire.VERSION, appending.event_id, time.time(), call)
+        else:
+            request_id, result = self._results.expect(timeout_s + GRACE_S)
+            appending = Appending(result, name)
+            event = Event(wire.VERSION, appending.event_id, time.time(), call, self._reply, request_id)
+        payload = wire.encode(event)
+        if len(payload) > self._bus.max_payload - SPARE_BYTES:
+            appending.settle(TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the broker takes"))
+        else:
+            self._streams.append_once_then(subject, payload, name, appending.settle)
+        return appending
+
+    def answer(
+        self, connection: Connection, incoming: Incoming, appending: Appending, answer: msgspec.Raw | Appended
+    ) -> bytes | None:
+        """Returns the frame that tells what came of a message, if one does. Raises `TrunklineError`."""
+        if isinstance(answer, msgspec.Raw):
+            return self._result(connection, incoming, answer)
+        return _logged(connection, incoming, appending.event_id, answer.duplicate)
+
+    async def unanswered(self, connection: Connection, incoming: Incoming, appending: Appending) -> bytes:
+        """Returns the frame for a message of whose event nobody has told anything in time: it was logged before.
+
+        Raises `TrunklineError` in all other cases.
+        """
+        if (await appending.outcome()).duplicate:
+            return _logged(connection, incoming, appending.event_id, duplicate=True)
+        text = f"this is logged as event {appending.event_id} and will be handled; do not send it again"
+        raise TrunklineError(ErrorCode.ACCEPTED, text, detail={"event_id": appending.event_id})
+
+    async def _key(self, connection: Connection, incoming: Incoming, action: ActionEntry, timeout_s: float) -> str:
+        """Asks a worker which key a message has; it may refuse the message."""
+        encoding = connection.adapter.encoding
+        answer = await self._calls.start(
+            connection, "order", incoming.action, incoming.payload, timeout_s, encoding=encoding, pool=action.pool
+        )
+        return _decode_key(self._calls.settle(connection, answer).payload or b"")
 
     def _result(self, connection: Connection, incoming: Incoming, answer: msgspec.Raw) -> bytes | None:
         result = self._calls.settle(connection, answer)
@@ -144,39 +149,40 @@ class Events:
         return connection.adapter.reply(incoming, result.payload)
 
 
-class _Appending:
-    """An append that is under way. `waited` is the result that its client waits for, if it waits for one.
+class Appending:
+    """A message on its way into the log. `answer` gets the result of its event, or what came of the append.
 
-    Usually what came of the append is known long before that, and wakes nobody, unless there will be no result.
+    The latter only if that is all that its client waits for, or there will be no result: usually it wakes nobody.
     """
 
-    __slots__ = ("_named", "_outcome", "_until_logged", "_waited")
+    __slots__ = ("_name", "_outcome", "_until_logged", "answer", "event_id")
 
-    def __init__(self, waited: asyncio.Future[Any] | None, *, named: bool) -> None:
-        self._waited = waited
-        self._named = named
-        self._until_logged = False
+    def __init__(self, answer: asyncio.Future[Any], name: str | None, *, until_logged: bool = False) -> None:
+        self.answer = answer
+        self.event_id = new_event_id()
+        self._name = name
+        self._until_logged = until_logged
         self._outcome: Appended | TrunklineError | None = None
 
     def settle(self, outcome: Appended | TrunklineError) -> None:
-        """Takes what came of it."""
+        """Takes what came of the append."""
         if isinstance(outcome, TrunklineError):
             outcome = self._failure(outcome)
         else:
             (_duplicate if outcome.duplicate else _logged_once).inc()
         self._outcome = outcome
-        if self._waited is None or self._waited.done():  # nobody waits any more, or it has been handled and so it is logged
+        if self.answer.done():  # nobody waits any more, or it has been handled and so it is logged
             return
         if isinstance(outcome, TrunklineError):
-            self._waited.set_exception(outcome)
+            self.answer.set_exception(outcome)
         elif self._until_logged or outcome.duplicate:
-            self._waited.set_result(outcome)
+            self.answer.set_result(outcome)
 
     async def outcome(self) -> Appended:
-        """Returns what came of it when that is known. Raises `TrunklineError`."""
+        """Returns what came of the append when that is known. Raises `TrunklineError`."""
         if self._outcome is None:
-            self._waited, self._until_logged = asyncio.get_running_loop().create_future(), True
-            appended: Appended = await self._waited
+            self.answer, self._until_logged = asyncio.get_running_loop().create_future(), True
+            appended: Appended = await self.answer
             return appended
         if isinstance(self._outcome, TrunklineError):
             raise self._outcome
@@ -187,7 +193,7 @@ class _Appending:
             _refused.inc()
             return error
         _unknown.inc()
-        again = "send it again under the same id" if self._named else "it may be sent again, and then be logged twice"
+        again = "it may be sent again, and then be logged twice" if self._name is None else "send it again under the same id"
         text = f"nobody knows whether this is logged ({error.message}); {again}"
         return TrunklineError(ErrorCode.UNAVAILABLE, text, retry_after_s=error.retry_after_s)
 
