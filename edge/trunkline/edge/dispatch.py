@@ -67,6 +67,8 @@ class Dispatcher:
         self._rates = rates
         self._save = save
         self._timeout_s = timeout_s
+        self._due: dict[Connection, list[bytes]] = {}
+        self._loop = asyncio.get_running_loop()
 
     async def run(self, connection: Connection, socket: Socket) -> None:
         """Handles a connection's messages until it closes; then raises `SocketClosed`."""
@@ -145,7 +147,9 @@ class Dispatcher:
             result = self._calls.settle(connection, await future)
             if connection.resumable is not None and result.state is not None:
                 await self._save(connection)
-            self._reply(connection, incoming, result)
+            frame = _reply(connection, incoming, result)
+            if frame is not None:
+                connection.write(frame)
 
     async def _log_concurrently(
         self, connection: Connection, incoming: Incoming, work: Coroutine[Any, Any, bytes | None]
@@ -172,8 +176,7 @@ class Dispatcher:
         except TrunklineError as error:
             _refuse(connection, incoming, error)
         else:
-            if frame is not None:
-                connection.write(frame)
+            self._write_soon(connection, frame)
         connection.concurrent -= 1
 
     async def _write(self, connection: Connection, work: Coroutine[Any, Any, bytes | None]) -> None:
@@ -183,9 +186,18 @@ class Dispatcher:
         if frame is not None:
             connection.write(frame)
 
-    def _reply(self, connection: Connection, incoming: Incoming, result: wire.CallResult) -> None:
-        if result.payload is not None or incoming.id is not None:
-            connection.write(connection.adapter.reply(incoming, result.payload))
+    def _write_soon(self, connection: Connection, frame: bytes | None) -> None:
+        """Writes the answer of a concurrent message together with the others of its connection in this tick."""
+        if frame is None:
+            return
+        if not self._due:
+            self._loop.call_soon(self._write_due)
+        self._due.setdefault(connection, []).append(frame)
+
+    def _write_due(self) -> None:
+        due, self._due = self._due, {}
+        for connection, frames in due.items():
+            connection.write(b"".join(frames))
 
     def _finish_concurrent(self, connection: Connection, incoming: Incoming, future: asyncio.Future[msgspec.Raw]) -> None:
         connection.concurrent -= 1
@@ -197,16 +209,23 @@ class Dispatcher:
             _refuse(connection, incoming, error)
             return
         if connection.resumable is None or result.state is None:
-            self._reply(connection, incoming, result)
+            self._write_soon(connection, _reply(connection, incoming, result))
         else:
             self._tasks.start(self._save_and_reply(connection, incoming, result), "reply")
 
     async def _save_and_reply(self, connection: Connection, incoming: Incoming, result: wire.CallResult) -> None:
         await self._save(connection)
-        self._reply(connection, incoming, result)
+        self._write_soon(connection, _reply(connection, incoming, result))
 
 
 _CODES: Final = frozenset(code.code for code in ErrorCode)
+
+
+def _reply(connection: Connection, incoming: Incoming, result: wire.CallResult) -> bytes | None:
+    """The frame of a result; None if there is nothing to tell and nobody who waits."""
+    if result.payload is None and incoming.id is None:
+        return None
+    return connection.adapter.reply(incoming, result.payload)
 
 
 def _refuse(connection: Connection, incoming: Incoming | None, error: TrunklineError) -> None:
