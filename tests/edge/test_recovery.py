@@ -447,3 +447,36 @@ async def test_who_knows_nothing_but_nats_is_answered_when_the_log_has_it(trunkl
         assert answer["offset"] == number
     with pytest.raises(nats.js.errors.NotFoundError):
         await jetstream.get_last_msg(stream, subjects.log(log_class, "log.2"))
+
+
+# ------------------------------------------------------------------ a log that has lost its end
+
+
+async def forget(trunkline: Cluster, topic: str, count: int) -> None:
+    """The last publications of a topic are gone, as after a power cut, or from an older backup."""
+    jetstream = (await trunkline.bus()).jetstream()
+    stream, prefix = "trunkline_LOG_h200_t60_r1", "trunkline.log.h200_t60_r1"
+    for _ in range(count):
+        last = await jetstream.get_last_msg(stream, f"{prefix}.{topic}")
+        await jetstream.delete_msg(stream, last.seq or 0)
+
+
+async def test_subscribers_are_told_when_the_log_has_lost_what_they_have(trunkline: Cluster) -> None:
+    """What was published next had offsets that they knew, and was taken for what they had: they never heard it."""
+    async with trunkline.connect() as client:
+        await subscribed(client, "log.lost")
+        for value in range(5):
+            await trunkline.publish("log.lost", value)
+        assert data_of([await client.receive() for _ in range(5)]) == list(range(5))
+        await trunkline.stop(trunkline.owner)
+        await forget(trunkline, "log.lost", 2)
+        trunkline.owner = await trunkline.start_owner()
+        assert (await trunkline.publish("log.lost", "new"))["offset"] == 4
+        lost = await client.receive()
+        assert (lost["lost"], lost["offset"] in (3, 4)) == (True, True)
+        await trunkline.publish("log.lost", "newer")
+        heard = await client.receive()
+        if lost["offset"] == 3:
+            assert (heard["offset"], heard["data"]) == (4, "new")
+            heard = await client.receive()
+        assert (heard["offset"], heard["data"]) == (5, "newer")

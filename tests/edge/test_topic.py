@@ -211,6 +211,10 @@ class Schedules(RuleBasedStateMachine):
             assert self.subscriber.position == self.topic.position
 
     @invariant()
+    def a_log_that_keeps_its_end_is_never_taken_for_one_that_has_lost_it(self) -> None:
+        assert not self.topic.forgotten
+
+    @invariant()
     def what_new_subscribers_get_is_the_publication_at_their_position(self) -> None:
         top = publication(self.topic.epoch, self.topic.offset)
         assert self.topic.last in ([], [top])
@@ -400,3 +404,29 @@ def test_what_is_kept_is_bounded_and_the_rest_is_a_gap() -> None:
     assert offsets(topic.attached(Position(0, "e"), 1)) == list(range(1, KEPT_PUBLICATIONS + 1))
     assert offsets(topic.receive(batch("e", 1, KEPT_PUBLICATIONS + 10, KEPT_PUBLICATIONS + 10))) == []
     assert topic.behind
+
+
+def test_a_new_owner_that_knows_less_than_the_subscribers_have_seen_is_a_loss() -> None:
+    topic = attached(5)
+    topic.compare(Position(3, "e"), 2)
+    assert topic.behind
+    assert topic.recovered(Position(3, "e"), [], complete=False) == [Lost(Position(3, "e"))]
+    assert topic.receive(batch("e", 2, 4, 4)) == publications("e", 4, 4)
+
+
+def test_offsets_that_a_new_owner_gives_again_are_a_loss_though_it_has_caught_up() -> None:
+    """Its answer says that nothing is missing after what the subscribers have: but what they have is something else."""
+    topic = attached(5)
+    assert topic.receive(batch("e", 2, 4, 7)) == ()
+    assert topic.behind
+    topic.compare(Position(7, "e"), 2)
+    assert topic.recovered(Position(7, "e"), publications("e", 6, 7), complete=True) == [Lost(Position(7, "e"))]
+    assert topic.receive(batch("e", 2, 8, 8)) == publications("e", 8, 8)
+
+
+def test_what_came_with_an_answer_and_comes_again_from_its_owner_is_no_loss() -> None:
+    topic = attached(5)
+    assert topic.receive(batch("e", 2, 7, 8)) == ()
+    assert offsets(topic.recovered(Position(8, "e"), publications("e", 6, 8), complete=True)) == [6, 7, 8]
+    assert not topic.behind
+    assert topic.receive(batch("e", 2, 9, 9)) == publications("e", 9, 9)

@@ -45,15 +45,21 @@ class EdgeTopic:
     its predecessor, or `Lost`. While the topic is `behind`, what arrives is kept: something is missing before it, and the
     shell asks the owner for everything since `position`.
 
+    An owner that knows less than the subscribers have seen, in the same epoch, has a log that has lost its end (a NATS node
+    lost power, a backup was restored). What it publishes now has offsets that the subscribers know, of other publications:
+    that is a loss, too. Only the first word of a new owner tells it: a later one may just have been overtaken.
+
     Of a topic in *cache mode* it keeps `last`, the publication at `position`, for new subscribers.
     """
 
     __slots__ = (
         "_kept",
         "_kept_publications",
+        "_termless",
         "behind",
         "cached",
         "epoch",
+        "forgotten",
         "is_attached",
         "last",
         "name",
@@ -76,6 +82,10 @@ class EdgeTopic:
         """In cache mode, the publication at `position`; empty if there is none any more."""
         self._kept: list[TopicBatch] = []
         self._kept_publications = 0
+        self.forgotten = False
+        """Whether the owner has lost what the subscribers have seen."""
+        self._termless = False
+        """Whether the last publication came with an answer, which does not say in whose term it was made."""
 
     @property
     def position(self) -> Position:
@@ -101,8 +111,10 @@ class EdgeTopic:
     def compare(self, position: Position, term: int) -> None:
         """Takes the owner's word for where the topic stands: is `behind` if the subscribers have not been told as much."""
         if self.is_attached and term >= self.term:
+            if position.epoch == self.epoch and position.offset < self.offset:
+                self._note_overlap(term)
             self.term = term
-            if position.epoch != self.epoch or position.offset > self.offset:
+            if position.epoch != self.epoch or position.offset > self.offset or self.forgotten:
                 self.behind = True
 
     def recovered(
@@ -110,6 +122,8 @@ class EdgeTopic:
     ) -> Sequence[Publication | Lost]:
         """Takes the owner's answer about everything since `position`: all of it, or the fact that it is not to be had."""
         told: list[Publication | Lost] = []
+        if complete and self.forgotten and position.epoch == self.epoch:
+            complete, publications = False, ()  # it says what comes after what the subscribers do not have
         self.behind = complete and position.epoch != self.epoch
         if self.behind:  # this answers a question about an epoch that the subscribers have left
             return told
@@ -121,8 +135,9 @@ class EdgeTopic:
             last = publications if start == position else ()
             if last:  # in cache mode
                 start = Position(position.offset - 1, position.epoch)
-            if start.epoch != self.epoch or start.offset > self.offset:
+            if start.epoch != self.epoch or start.offset > self.offset or self.forgotten:
                 self.epoch, self.offset, self.last = start.epoch, start.offset, []
+                self.forgotten = False
                 told.append(Lost(start))
             for publication in last:
                 self._tell_next(publication, told)
@@ -130,9 +145,15 @@ class EdgeTopic:
         self.compare(position, self.term)
         return told
 
+    def _note_overlap(self, term: int) -> None:
+        """An owner stands before what the subscribers have: if it is a new one, it does not know what they have seen."""
+        if term > self.term and not self._termless:
+            self.forgotten = True
+
     def _tell_next(self, publication: Publication, told: list[Publication | Lost]) -> None:
         if publication.offset == self.offset + 1:
             self.offset += 1
+            self._termless = True
             told.append(publication)
             if self.cached:
                 self.last = [publication]
@@ -174,12 +195,17 @@ class EdgeTopic:
                 return ()
             publications = batch.publications
             if publications[0].offset <= self.offset:
+                self._note_overlap(batch.term)
+                if self.forgotten:
+                    self.behind = True
+                    return ()  # its owner has it, and is asked
                 publications = [each for each in publications if each.offset > self.offset]
             if not publications or (
                 publications[0].offset == self.offset + 1 and publications[-1].offset == self.offset + len(publications)
             ):
                 self.term = batch.term
                 self.offset += len(publications)
+                self._termless = self._termless and not publications
                 if self.cached and publications:
                     self.last = [publications[-1]]
                 return publications
