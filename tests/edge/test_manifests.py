@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.nats import NatsServer
+from tests.support.nats import NatsServer, eventually
 
 from trunkline.edge.manifests import Manifests
 from trunkline.shared.buckets import Bucket
@@ -74,3 +74,25 @@ async def test_revisions_of_a_bucket_that_was_lost_are_forgotten(bus: Bus) -> No
     await manifests.refresh()
     assert manifests.revision == 1
     assert set(manifests.required("chat").actions) == {"new"}
+
+
+async def test_a_node_that_lags_is_asked_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cluster, any node with a copy answers. One that did not have the new manifest yet left an edge with the old one
+    for ten seconds, in which it refused the new actions."""
+    bucket = await bus.bucket(SUBJECTS.bucket(BUCKET))
+    await bucket.put("chat", Manifest(channel="chat", actions={"old": ActionEntry()}).encode())
+    tasks = Tasks("test", lambda _error: None)
+    manifests = Manifests(bus, SUBJECTS, tasks)
+    await manifests.refresh()
+    old, get = await bucket.get("chat"), Bucket.get
+    revision = await bucket.put("chat", Manifest(channel="chat", actions={"new": ActionEntry()}).encode())
+    lagging = [old, old]
+
+    async def get_somewhere(self: Bucket, key: str) -> tuple[bytes, int] | None:
+        return lagging.pop() if lagging else await get(self, key)
+
+    monkeypatch.setattr(Bucket, "get", get_somewhere)
+    manifests.changed("chat", revision)
+    await eventually(lambda: set(manifests.required("chat").actions) == {"new"})
+    assert not lagging
+    await eventually(lambda: not len(tasks))

@@ -434,7 +434,7 @@ async def test_manifest_is_published_when_it_changed(nats: NatsServer, edge: Edg
         stored = await bucket.get("chat")
         assert stored is not None
         assert list(Manifest.decode(stored[0]).actions) == ["say"]
-        await eventually(lambda: edge.notices == [wire.NewManifest("chat")])
+        await eventually(lambda: edge.notices == [wire.NewManifest("chat", 1)])
     async with running_worker(nats, channel("say")):
         assert (again := await bucket.get("chat")) is not None
         assert again[1] == stored[1]

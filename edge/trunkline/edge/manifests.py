@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from trunkline.shared.bus import Bus
@@ -9,12 +10,14 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.logs import get_logger
 from trunkline.shared.manifest import BUCKET, Manifest
 from trunkline.shared.subjects import Subjects
-from trunkline.shared.tasks import Tasks
+from trunkline.shared.tasks import Tasks, backoff_s
 
 __all__ = ["Manifests"]
 
 POLL_S: Final = 10.0
 """A safety net: changes are announced, but an announcement can be missed."""
+
+ATTEMPTS: Final = 10
 
 log = get_logger(__name__)
 
@@ -45,9 +48,16 @@ class Manifests:
         """Returns a channel's manifest as it was announced last."""
         return self._manifests.get(channel)
 
-    def changed(self, channel: str) -> None:
-        """Reads a channel's manifest again, soon."""
-        self._tasks.start(self._refresh_logged([channel]), "read a manifest")
+    def changed(self, channel: str, revision: int = 0) -> None:
+        """Reads a channel's manifest again, soon, until it has this revision: the node that answers may not have it yet."""
+        self._tasks.start(self._read_until(channel, revision), "read a manifest")
+
+    async def _read_until(self, channel: str, revision: int) -> None:
+        for attempt in range(ATTEMPTS):
+            await self._refresh_logged([channel])
+            if channel in self._found and self._found[channel][1] >= revision:
+                return
+            await asyncio.sleep(backoff_s(attempt, base_s=0.02, most_s=1.0))
 
     async def refresh(self, channels: list[str] | None = None) -> None:
         """Reads these manifests, or all. Raises `TrunklineError(UNAVAILABLE)` while the broker is away."""

@@ -275,7 +275,7 @@ class EdgeService:
                 self._attachments.attach_all_again(frozenset(notice.partitions))
                 self._sessions.check(notice.partitions)
             case wire.NewManifest():
-                self._manifests.changed(notice.channel)
+                self._manifests.changed(notice.channel, notice.revision)
 
     def _look_at_pools(self) -> None:
         if self._bus.connected:

@@ -388,9 +388,10 @@ class NewOwner(msgspec.Struct, array_like=True, gc=False, tag="owner"):
 
 
 class NewManifest(msgspec.Struct, array_like=True, gc=False, tag="manifest"):
-    """A channel's manifest has changed in KV."""
+    """A channel's manifest has changed in KV, where it has this revision (0: of a sender that does not say it)."""
 
     channel: str
+    revision: int = 0
 
 
 class Served(msgspec.Struct, array_like=True, gc=False, frozen=True, order=True):

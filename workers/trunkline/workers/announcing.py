@@ -103,7 +103,7 @@ class Announcing:
             else:
                 revision = await bucket.update(manifest.channel, data, found[1])
             if revision is not None:
-                notice = wire.Notice(wire.VERSION, wire.NewManifest(manifest.channel))
+                notice = wire.Notice(wire.VERSION, wire.NewManifest(manifest.channel, revision))
                 self._bus.publish(self._subjects.edges, wire.encode(notice))
                 return revision
         raise TrunklineError(ErrorCode.UNAVAILABLE, f"too many workers announce {manifest.channel} at the same time")
