@@ -46,10 +46,11 @@ async def test_nothing_acknowledged_is_lost_whatever_is_scaled_restarted_or_kill
                     checker.url = compose.url
                     await asyncio.to_thread(compose.up)
         for service in (*NODES, *ROLES):
-            async with _interruption(checker, f"{service} killed", ELECTION_S if service in NODES else CHANGE_S):
-                await asyncio.to_thread(compose.kill_one, service)
-            await asyncio.to_thread(compose.up)
-            await checker.goes_on()
+            for container in compose.containers(service):
+                async with _interruption(checker, f"{service} killed", ELECTION_S if service in NODES else CHANGE_S):
+                    await asyncio.to_thread(compose.kill, container)
+                await asyncio.to_thread(compose.up)
+                await checker.goes_on()
     print(checker.check())
 
 

@@ -72,9 +72,9 @@ class Compose:
     def containers(self, service: str) -> list[str]:
         return self.run("ps", "--quiet", service).split()
 
-    def kill_one(self, service: str) -> None:
-        """Kills a container of a service like a power cut; the engine does not start it again by itself."""
-        subprocess.run(["docker", "kill", self.containers(service)[0]], capture_output=True, timeout=60, check=True)
+    def kill(self, container: str) -> None:
+        """Kills a container like a power cut; the engine does not start it again by itself."""
+        subprocess.run(["docker", "kill", container], capture_output=True, timeout=60, check=True)
 
     def restart(self, container: str) -> None:
         """Stops a container as an operator does, and starts it again."""
