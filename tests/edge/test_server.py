@@ -114,6 +114,20 @@ async def test_a_client_that_never_finishes_its_request_is_closed(chat: Chat, se
         await writer.wait_closed()
 
 
+async def test_a_client_that_never_begins_its_tls_handshake_is_closed(chat: Chat, tmp_path: Path) -> None:
+    """The server of aiohttp does not know yet of such a connection, so nobody else would close it."""
+    made = make_ca(tmp_path / "ca")
+    files = {"tls_certificate": made / "role.pem", "tls_key": made / "role.key"}
+    async with cluster(chat.channel, edge={**files, "handshake_s": 0.2}) as trunkline:
+        host, port = trunkline.url.removeprefix("https://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with trunkline.connect(ssl=trusting(made)) as client, asyncio.timeout(10):
+            assert await reader.read() == b""
+            assert await client.ask("$ping") == {}
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_with_a_certificate_clients_and_health_checks_speak_tls_or_not_at_all(chat: Chat, tmp_path: Path) -> None:
     made = make_ca(tmp_path / "ca")
     files = {"tls_certificate": made / "role.pem", "tls_key": made / "role.key"}

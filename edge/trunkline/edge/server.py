@@ -98,6 +98,7 @@ class Server:
         self._asked: set[object] = set()
         self._first_seen: dict[object, float] = {}
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
         self._tls = serving_context(settings)
         self._app = web.Application()
         self._app.add_routes([web.get("/ws/{channel}", self._connect), *health_routes(readiness)])
@@ -113,25 +114,28 @@ class Server:
             self._app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=30.0
         )
         await self._runner.setup()
-        site = web.TCPSite(
-            self._runner,
+        assert self._runner.server is not None
+        # Not aiohttp's TCPSite, which gives a TLS handshake a minute.
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._runner.server,
             self._settings.host,
             self._settings.port,
-            ssl_context=self._tls,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else self._settings.handshake_s,
             backlog=4096,
             reuse_port=self._settings.reuse_port or None,
         )
-        await site.start()
-        return http_url(self._settings.host, self._runner.addresses[0][1], tls=self._tls is not None)
+        port = self._listener.sockets[0].getsockname()[1]
+        return http_url(self._settings.host, port, tls=self._tls is not None)
 
     async def refuse_new(self) -> None:
         """Stops to accept clients; those that are connected stay."""
-        if self._runner is not None:
-            for site in list(self._runner.sites):
-                await site.stop()
+        if self._listener is not None:
+            self._listener.close()
 
     async def stop(self) -> None:
         """Closes everything."""
+        await self.refuse_new()
         if self._runner is not None:
             await self._runner.cleanup()
 
