@@ -270,6 +270,8 @@ class Bridges:
             if bridge.is_refused_by(violation, self._prefix):
                 self._refused.add(bridge)
                 self._fail(bridge, f"{violation}: {ADVICE}")
+                if violation in self._bus.violations:  # it is told as a fault of the bridge, as long as it is one
+                    self._bus.violations.remove(violation)
 
     def _receive(self, bridge: Bridge, count: Counter, poison: _Poison, message: Message) -> None:
         def settle(outcome: Position | TrunklineError) -> None:
