@@ -87,6 +87,10 @@ async def listening(client: Client, *topics: str) -> None:
         assert "error" not in await client.ask("$subscribe", topic=topic)
 
 
+def faulty() -> bool:
+    return REGISTRY.get_sample_value("trunkline_bridge_faulty", {"bridge": Bridge(**ALL).name}) == 1
+
+
 def dropped(reason: str) -> float:
     return (
         REGISTRY.get_sample_value("trunkline_drops_total", {"role": "subscriptions", "reason": f"bridge: {reason}"}) or 0.0
@@ -254,6 +258,7 @@ async def test_a_bridge_waits_for_a_stream_that_does_not_exist_yet() -> None:
     options = {"bridges": [ALL]}
     async with cluster(channel(), subscriptions=options) as trunkline, trunkline.connect() as client:
         await listening(client, "sale.1")
+        await eventually(faulty)
         await create_stream(trunkline)
         await sell(trunkline, 1, "hi")
         assert (await client.receive())["data"] == "hi"

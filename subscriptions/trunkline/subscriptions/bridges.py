@@ -56,6 +56,7 @@ POISON: Final = frozenset({ErrorCode.INVALID.code, ErrorCode.TOO_LARGE.code, Err
 
 bridged = Counter("trunkline_bridged_total", "Messages of other services that were published into topics.", ["bridge"])
 lag = Gauge("trunkline_bridge_lag", "Messages of a stream that its bridge has not published yet.", ["bridge"])
+faulty = Gauge("trunkline_bridge_faulty", "1 while something keeps a bridge from working; the log says what.", ["bridge"])
 
 log = get_logger(__name__)
 
@@ -225,6 +226,8 @@ class Bridges:
     async def start(self) -> None:
         """Begins to take messages of plain subjects."""
         self._bus.on_violation.append(self._violated)
+        for bridge in (*self._plain, *self._followed):
+            faulty.labels(bridge.name).set_function(partial(self._is_faulty, bridge))
         for bridge in self._plain:
             await self._subscribe(bridge)
         if self._plain:
@@ -259,6 +262,9 @@ class Bridges:
     def _fault(self, bridge: Bridge) -> str:
         text, at = self._faults.get(bridge, ("", 0.0))
         return text if time.monotonic() - at < FAULT_S else ""
+
+    def _is_faulty(self, bridge: Bridge) -> float:
+        return float(bool(self._fault(bridge)))
 
     def _fail(self, bridge: Bridge, text: str) -> None:
         self._faults[bridge] = (text, time.monotonic())
