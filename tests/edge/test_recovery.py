@@ -221,6 +221,19 @@ async def test_history_outlives_all_owners(trunkline: Cluster) -> None:
 # ------------------------------------------------------------------------------------------------ repair
 
 
+async def test_the_first_publication_after_a_long_silence_reaches_the_subscribers(trunkline: Cluster) -> None:
+    """When all of a topic's log had expired, the next publication began a new epoch: subscribers got `lost` in its place."""
+    async with trunkline.connect() as client:
+        await subscribed(client, "log.quiet")
+        first = await published(trunkline, "log.quiet", 1)
+        assert (await client.receive())["data"] == 1
+        log = Subjects().log_stream(Namespace(HISTORY, TTL_S).log_class)[0]
+        await (await trunkline.bus()).jetstream().purge_stream(log)  # as its time to live does
+        second = await published(trunkline, "log.quiet", 2)
+        assert second == {"offset": 2, "epoch": first["epoch"]}
+        assert (await client.receive())["data"] == 2
+
+
 async def test_dropped_batches_are_healed_from_history_without_a_loss(trunkline: Cluster, seed: int) -> None:
     chance = random.Random(seed)
     dropped = 0

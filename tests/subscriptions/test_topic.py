@@ -190,6 +190,44 @@ def test_when_a_log_has_expired_the_next_one_has_another_epoch() -> None:
     assert [each.data for each in topic.tail] == [b"3"]
 
 
+def test_a_topic_that_was_quiet_for_longer_than_its_log_goes_on_where_it_stands() -> None:
+    """The first publication after the time to live began a new epoch: all subscribers were told `lost`, and never got it."""
+    log = Log(HISTORY)
+    topic = opened(log)
+    topic.edges.add("edge")
+    published(log, topic, b"1", b"2")
+    before = topic.position
+    topic.take_pending()
+    log.expire()
+    outcomes = publish(topic, b"3")
+    payload = topic.next_entry(LIMIT_BYTES)
+    assert payload is not None
+    assert log.append(payload, topic.sequence) is None
+    topic.doubted(refused=True)
+    opening = topic.loaded(log.load(topic.known_sequence), alone=True)
+    sequence = log.append(opening, topic.sequence)
+    assert sequence is not None
+    topic.opened(sequence)
+    append(log, topic)
+    assert outcomes == [Position(3, before.epoch)]
+    assert [each.data for each in topic.take_pending()] == [b"3"]
+    assert opened(log).position == topic.position, "the next owner goes on there, too"
+
+
+def test_an_owner_that_has_never_fenced_the_others_does_not_go_on_in_a_log_that_has_expired() -> None:
+    """What the one before it has written between its reading and the expiry, it cannot know."""
+    log = Log(HISTORY)
+    before = opened(log)
+    published(log, before, b"1")
+    topic = Topic(before.name, before.namespace, 0.0)
+    opening = topic.loaded(log.load(0), alone=True)
+    published(log, before, b"2")
+    assert log.append(opening, topic.sequence) is None
+    log.expire()
+    topic.loaded(log.load(topic.known_sequence), alone=True)
+    assert topic.epoch != before.epoch
+
+
 def test_what_another_owner_wrote_is_told_to_the_edges_unless_the_epoch_is_another() -> None:
     log = Log(HISTORY)
     topic = opened(log)

@@ -147,7 +147,7 @@ class TopicLog:
         if isinstance(outcome, TrunklineError):
             _failed.inc()
             log.warning("an append failed, the topic is opened again", topic=topic.name, error=str(outcome))
-            topic.doubted()
+            topic.doubted(refused=isinstance(outcome, FencedError))
         else:
             self._written += 1
             if not self._written % MEASURED:
@@ -205,13 +205,16 @@ class TopicLog:
     async def _try_to_open(self, topic: Topic, *, again: bool) -> None:
         stream, _ = self._subjects.log_stream(topic.namespace.log_class)
         subject = self._subject(topic)
-        if again:  # an opening entry fences the other owner: not for nothing
-            await self._check_claim(topic.partition)
         await self.ensure(topic.namespace)
         loaded = await self._load(topic, stream, subject)
+        # An opening entry fences the other owner: not for nothing. And where all has expired, only the claim can tell that
+        # nobody else has gone on from where this owner stands: it is asked after the log was found empty.
+        alone = again or (bool(topic.epoch) and not loaded.entries)
+        if alone:
+            await self._check_claim(topic.partition)
         if topic.closed:
             return
-        opening = topic.loaded(loaded)
+        opening = topic.loaded(loaded, alone=alone)
         sequence = await self._streams.append(subject, opening, expected_last=topic.sequence)
         await self._check_claim(topic.partition)
         if spent := topic.opened(sequence):

@@ -93,6 +93,7 @@ class Topic:
         "_waiting",
         "_waiting_bytes",
         "_waiting_keys",
+        "_was_open",
         "closed",
         "due",
         "edges",
@@ -155,6 +156,8 @@ class Topic:
         self._in_flight: tuple[Entry, list[_Waiting]] | None = None
         self._doubt: tuple[Entry, list[_Waiting]] | None = None
         self._keys: dict[str, int] = {}
+        self._was_open = False
+        """Whether an opening entry of this owner has ever fenced the others."""
 
     @property
     def position(self) -> Position:
@@ -285,17 +288,26 @@ class Topic:
         """The last entry, when another one comes after it."""
         return self._sequence if self._sequence != self._link else 0
 
-    def doubted(self) -> None:
-        """Notes that an append failed or that its outcome is unknown: the topic must be opened again."""
+    def doubted(self, *, refused: bool = False) -> None:
+        """Notes that an append failed or that its outcome is unknown: the topic must be opened again. `refused`: its
+        entry was certainly not written.
+        """
         self.open = False
-        self._doubt, self._in_flight = self._in_flight, None
+        in_flight, self._in_flight = self._in_flight, None
+        if refused and in_flight is not None:
+            self._waiting[:0] = in_flight[1]
+        else:
+            self._doubt = in_flight
         for waiting in [*(self._doubt[1] if self._doubt is not None else ()), *self._waiting]:
             waiting.fresh = False
 
-    def loaded(self, loaded: Loaded) -> bytes:
+    def loaded(self, loaded: Loaded, *, alone: bool = False) -> bytes:
         """Takes what the log knows. Returns the opening entry, to be appended with `sequence` as what it must find.
 
         Settles the group in doubt if it was written. What another owner wrote in the meantime is taken over, and due.
+        `alone`: the partition was still claimed after the log was read. Of a topic that was open here nobody else can have
+        written anything then, and an empty log (all of it has expired) is no reason for a new epoch: it goes on where it
+        stands, unless a group is in doubt, which may have had its places.
         """
         self._sequence = loaded.sequence
         last = loaded.entries[-1] if loaded.entries else None
@@ -303,7 +315,11 @@ class Topic:
         if last is not None:
             self._link = loaded.sequence if last.publications else last.previous
             self.resume_token = last.resume_token
-        epoch = new_epoch() if last is None else last.epoch
+        if last is not None:
+            epoch = last.epoch
+        else:
+            epoch = self.epoch if alone and self._was_open and self._doubt is None else new_epoch()
+            self.tail_complete = True
         known = epoch == self.epoch
         if not known:
             self._reset(epoch)
@@ -370,7 +386,7 @@ class Topic:
         """
         spent = self._spent
         self._sequence = sequence
-        self.open = True
+        self.open = self._was_open = True
         if self._doubt is not None:
             self._waiting[:0] = self._doubt[1]
             self._doubt = None
