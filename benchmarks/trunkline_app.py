@@ -1,5 +1,5 @@
-"""What the peers do, on Trunkline: an action that sends its text back, once plain and once durable, and topics that anybody
-may use.
+"""What the peers do, on Trunkline: an action that sends its text back, plain, durable, and durable without waiting for the
+one before, and topics that anybody may use.
 """
 
 from pydantic import BaseModel
@@ -20,6 +20,11 @@ async def echo(ctx: Context, message: Text) -> Text:
 
 @bench.on("record", durable=True)
 async def record(ctx: Context, message: Text) -> Text:
+    return message
+
+
+@bench.on("record_many", durable=True, concurrent=True)
+async def record_many(ctx: Context, message: Text) -> Text:
     return message
 
 

@@ -20,7 +20,7 @@ FRAME_BYTES = 115
 CALL_CONNECTIONS = 256
 MANY_TOPICS = 1_000
 IN_FLIGHT = 512
-DURABLE_CONNECTIONS = 512
+PIPELINED_CONNECTIONS = 16
 COMMON_RATE = 4.0
 """Publications per second at which every target is compared: the slowest of them keeps up with that."""
 P99_LIMIT_MS = 60.0
@@ -50,6 +50,9 @@ class Measured:
     common: dict[str, Any] | None = None
     calls: dict[str, Any] | None = None
     durable: dict[str, Any] | None = None
+    """Durable actions, one after the other on each connection."""
+    pipelined: dict[str, Any] | None = None
+    """As many durable actions under way, on few connections."""
     memory: dict[str, Any] | None = None
     connects: dict[str, Any] | None = None
     hot: dict[str, Any] | None = None
@@ -133,7 +136,11 @@ def _bench_figures(target: Target, running: Running, effort: Effort) -> Iterator
     if target.durable:
         duration = ["--duration", str(effort.step_s * 2)]
         durable = ["calls", f"ws://{origin}{target.calls_path}", *target.durable, *duration]
-        yield "durable", lambda _: [*durable, "--connections", str(DURABLE_CONNECTIONS)]
+        yield "durable", lambda _: [*durable, "--connections", str(IN_FLIGHT)]
+    if target.pipelined:
+        each = ["--connections", str(PIPELINED_CONNECTIONS), "--in-flight", str(IN_FLIGHT // PIPELINED_CONNECTIONS)]
+        pipelined = ["calls", f"ws://{origin}{target.calls_path}", *target.pipelined, *each]
+        yield "pipelined", lambda _: [*pipelined, "--duration", str(effort.step_s * 2)]
     if target.idle_path:
         url, count = f"ws://{origin}{target.idle_path}", ["--connections", str(effort.idle_connections)]
         yield "memory", lambda _: ["memory", url, "--pid", str(running.pid), *count]

@@ -41,6 +41,8 @@ class Target:
     calls_path: str = "/"
     durable: tuple[str, ...] = ()
     """The same for calls that are logged before they are handled."""
+    pipelined: tuple[str, ...] = ()
+    """The same for those of which a connection may have several under way."""
     idle_path: str = ""
     """Where connections can be left idle; empty if memory and connects are not measured."""
     publish: str = ""
@@ -130,6 +132,7 @@ TARGETS = (
         calls=ECHO,
         calls_path="/ws/bench",
         durable=("--request", '{"action":"record","text":"%payload%"}'),
+        pipelined=("--request", '{"action":"record_many","text":"%payload%"}'),
         idle_path="/ws/bench",
     ),
     Target(

@@ -75,7 +75,7 @@ def test_targets_have_keys_of_their_own() -> None:
 
 
 def test_durable_actions_are_held_against_bare_appends() -> None:
-    ours = Measured("Trunkline", durable={"calls_per_s": 4_000.0})
+    ours = Measured("Trunkline", durable={"calls_per_s": 2_000.0}, pipelined={"calls_per_s": 4_000.0})
     bare = Measured("nats-py", hot={"publications_per_s": 10_000.0})
-    [ratio] = [each for each in ratios({"trunkline": ours, "nats": bare}) if each.name.startswith("durable")]
-    assert (ratio.value, ratio.reached) == (0.4, True)
+    held = [each for each in ratios({"trunkline": ours, "nats": bare}) if each.name.startswith("durable")]
+    assert [(ratio.value, ratio.reached) for ratio in held] == [(0.4, True), (0.2, False)]

@@ -1,7 +1,10 @@
-"""Calls: requests that each wait for their reply, one at a time per connection.
+"""Calls: requests that each wait for their reply, one at a time per connection, or several.
 
-Without a rate the loop is closed: a connection sends the next request when the reply has come. With a
+Without a rate the loop is closed: a connection sends the next request when a reply has come. With a
 rate it is open: a request that finds no idle connection waits, and its time counts from when it was due.
+
+Of several under way, the oldest is taken to be the one that is answered: where replies overtake one another the times of
+single calls are mixed up, and their sum is right.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ class Calls:
 
     endpoint: Endpoint
     connections: int
+    in_flight: int
+    """How many requests each connection has under way."""
     template: bytes
     """The request, with `%payload%` where the payload belongs."""
     match: bytes | None
@@ -76,24 +81,25 @@ def merge(results: Sequence[CallsResult]) -> CallsResult:
 
 
 class _Caller(Connection):
-    """A connection with at most one request on its way; `due_ns` is when that should have been sent, or 0."""
+    """A connection with requests under way; `due_ns` is when they should have been sent."""
 
     def __init__(self, run: _Run, buffer: ReadBuffer) -> None:
         super().__init__(run.settings.endpoint, buffer)
-        self.due_ns = 0
+        self.due_ns: deque[int] = deque()
         self._run = run
         self._match = run.match
         self._begin = marker.CARRY_BYTES - len(run.match) + 1
         self._frame = self.encode(run.text)
 
-    def call(self, due_ns: int) -> None:
-        self.due_ns = due_ns
-        self.write(self._frame)
+    def call(self, due_ns: int, count: int = 1) -> None:
+        for _ in range(count):
+            self.due_ns.append(due_ns)
+        self.write(self._frame * count)
 
     def received(self, data: bytearray, end: int) -> None:
-        if self.due_ns and data.find(self._match, self._begin, end) >= 0:
-            due_ns, self.due_ns = self.due_ns, 0
-            self._run.replied(self, due_ns)
+        count = min(data.count(self._match, self._begin, end), len(self.due_ns))
+        if count:
+            self._run.replied(self, count)
 
 
 class _Run:
@@ -127,18 +133,23 @@ class _Run:
                 caller.close()
             await asyncio.sleep(0)
 
-    def replied(self, caller: _Caller, due_ns: int) -> None:
+    def replied(self, caller: _Caller, count: int) -> None:
         now_ns = time.monotonic_ns()
-        if self._from_ns <= now_ns < self._until_ns:
-            self._latency.record(now_ns - due_ns)
+        counts = self._from_ns <= now_ns < self._until_ns
+        for _ in range(count):
+            due_ns = caller.due_ns.popleft()
+            if counts:
+                self._latency.record(now_ns - due_ns)
         if now_ns >= self._until_ns:
             return
         if self.settings.rate is None:
-            caller.call(now_ns)
-        elif self._waiting:
-            caller.call(self._waiting.popleft())
-        else:
-            self._idle.append(caller)
+            caller.call(now_ns, count)
+            return
+        for _ in range(count):
+            if self._waiting:
+                caller.call(self._waiting.popleft())
+            else:
+                self._idle.append(caller)
 
     async def _probe(self) -> None:
         """One call, so that a wrong request frame is found at once and with the server's answer."""
@@ -158,10 +169,10 @@ class _Run:
         self._until_ns = self._from_ns + int(settings.duration_s * 1e9)
         if settings.rate is None:
             for caller in self._callers:
-                caller.call(start_ns)
+                caller.call(start_ns, settings.in_flight)
             await asyncio.sleep(settings.warmup_s + settings.duration_s)
         else:
-            self._idle = list(self._callers)
+            self._idle = self._callers * settings.in_flight
             await self._call_on_schedule(start_ns, settings.rate)
         spent_s = (time.monotonic_ns() - start_ns) / 1e9
         share = (time.process_time() - processor_s) / spent_s
@@ -171,7 +182,7 @@ class _Run:
             replies=self._latency.total,
             duration_s=settings.duration_s,
             latency=self._latency,
-            unanswered=sum(caller.due_ns > 0 for caller in self._callers) + len(self._waiting),
+            unanswered=sum(len(caller.due_ns) for caller in self._callers) + len(self._waiting),
             lost_connections=sum(caller.lost for caller in self._callers),
             processor_share=share,
         )

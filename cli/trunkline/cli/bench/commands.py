@@ -152,7 +152,10 @@ def calls(
         typer.Option(help="What each reply holds once. Default: the payload, for servers that echo it."),
     ] = None,
     first: First = None,
-    connections: Annotated[int, typer.Option(min=1, help="Connections, each with one request at a time.")] = 256,
+    connections: Annotated[int, typer.Option(min=1, help="Connections that send requests.")] = 256,
+    in_flight: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Requests that each connection has under way at a time.")
+    ] = 1,
     rate: Annotated[
         float | None, typer.Option(min=0.1, help="Calls per second in all. Default: as fast as replies come.")
     ] = None,
@@ -182,6 +185,7 @@ def calls(
             calling.Calls(
                 endpoint=endpoint,
                 connections=part,
+                in_flight=in_flight,
                 template=request.encode(),
                 match=match.encode() if match else None,
                 payload_bytes=payload_bytes,
