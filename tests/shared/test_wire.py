@@ -97,7 +97,7 @@ def test_every_envelope_is_tested() -> None:
 
 
 @pytest.mark.parametrize("kind", ENVELOPES)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_an_envelope_comes_back_as_it_was(kind: type[msgspec.Struct], data: st.DataObject) -> None:
     envelope = data.draw(envelopes_of(kind))
@@ -105,7 +105,7 @@ def test_an_envelope_comes_back_as_it_was(kind: type[msgspec.Struct], data: st.D
 
 
 @pytest.mark.parametrize("kind", ENVELOPES)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_an_envelope_is_an_array_for_any_other_reader(kind: type[msgspec.Struct], data: st.DataObject) -> None:
     envelope = data.draw(envelopes_of(kind))
@@ -125,7 +125,7 @@ def plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ENVELOPES)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), more=st.lists(st.one_of(integers, st.text(), st.lists(integers)), min_size=1, max_size=3))
 def test_a_newer_neighbour_may_add_fields_to_the_end(
     kind: type[msgspec.Struct], data: st.DataObject, more: list[Any]
@@ -136,7 +136,7 @@ def test_a_newer_neighbour_may_add_fields_to_the_end(
 
 
 @pytest.mark.parametrize("kind", ENVELOPES)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_an_older_neighbour_may_lack_optional_fields(kind: type[msgspec.Struct], data: st.DataObject) -> None:
     envelope = data.draw(envelopes_of(kind))
