@@ -14,7 +14,7 @@ from tests.support.nats import eventually
 from trunkline.app import Channel, Context, Disconnect
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus, Message
-from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, Event, Register, decode_event
+from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, Event, Life, Register, decode_event
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import Subjects
@@ -122,6 +122,23 @@ async def until_unregistered(outside: Outside, trunkline: Cluster) -> None:
     async with asyncio.timeout(5.0):
         while await outside.register.connections(trunkline.edge.edge_id):
             await asyncio.sleep(0.02)
+
+
+async def test_an_entry_that_a_lost_node_had_removed_goes_again(trunkline: Cluster, outside: Outside) -> None:
+    """A NATS node was killed, and the one that led the stream after it still had entries of connections that had long ended.
+    The next look at the register was a minute away."""
+    edge = trunkline.edge
+    async with trunkline.connect() as client:
+        await client.ask("who")
+        ended = Life(wire.VERSION, CONNECTED, 1.0).ended(1006, "", 2.0)
+        await outside.register.open(f"{edge.edge_id}.ended", "chat", ended)
+        await edge._bus._client.force_reconnect()
+
+        async def is_gone() -> bool:
+            return await outside.register.find(f"{edge.edge_id}.ended", "chat") is None
+
+        await eventually(is_gone)
+        assert await client.ask("who"), "its own stays open"
 
 
 async def test_a_channel_that_does_not_ask_for_it_pays_nothing() -> None:

@@ -125,6 +125,7 @@ class Lifecycle:
 
     def start(self, *, named: bool) -> None:
         """Begins to beat. `named`: another process may have had this edge's id before, and left connections behind."""
+        self._bus.on_reconnect.append(self._suspect)
         self._tasks.start(every(BEAT_S, self.beat, jitter=0.0), "beats", essential=True)
         self._tasks.start(self._run(), "lifecycle", essential=True)
         self._tasks.start(self._audits(), "audits", essential=True)
@@ -164,7 +165,12 @@ class Lifecycle:
         self._proved_at = sent_at
         if gap_s > UNPROVEN_S:
             self._mark = 0  # somebody may have removed it
-        if gap_s > GAP_S and self._is_comparing:
+        if gap_s > GAP_S:
+            self._suspect()
+
+    def _suspect(self) -> None:
+        """Compares soon. After a reconnect, too: a node has gone, and its successor may have kept what was removed."""
+        if self._is_comparing:
             self._suspicious.set()
 
     # ------------------------------------------------------------------ connections
