@@ -32,6 +32,13 @@ def test_a_message_that_is_not_there_is_no_error() -> None:
         entry_of(refusal(10059, 404))
 
 
+def test_what_could_not_be_removed_is_not_taken_for_what_was_not_there() -> None:
+    """A server that stops says so under the same code."""
+    assert Refusal(400, 10043, "sequence 3 not found").no_message
+    assert Refusal(500, 10057, "stream store EOF").no_message
+    assert not Refusal(500, 10057, "filestore is closed").no_message
+
+
 @pytest.mark.parametrize(
     ("err_code", "code", "expected"),
     [

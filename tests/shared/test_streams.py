@@ -99,6 +99,17 @@ async def test_a_message_is_found_by_its_sequence(streams: Streams) -> None:
     assert await streams.get("LOG", 3) is None
 
 
+@pytest.mark.parametrize("sequence", [1, 2, 3, 99], ids=["first", "between", "last", "never there"])
+async def test_what_is_removed_already_can_be_removed_again(streams: Streams, sequence: int) -> None:
+    """Where it lay between others, that was an error, for ever: an edge that had taken a connection over, and missed the
+    answer to its last step, repeated that step without end, and told of no end of that connection."""
+    for name in ("log.a", "log.b", "log.c"):
+        await streams.append(name, b"")
+    for _ in range(2):
+        await streams.remove("LOG", sequence)
+        assert await streams.get("LOG", sequence) is None
+
+
 async def test_an_append_with_another_expected_sequence_appends_nothing(streams: Streams) -> None:
     first = await streams.append("log.a", b"one", expected_last=0)
     second = await streams.append("log.a", b"two", expected_last=first)

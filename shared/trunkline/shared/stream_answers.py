@@ -31,7 +31,10 @@ __all__ = [
 # Error codes of JetStream (server/errors.json in its source).
 _WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 _NO_MESSAGE: Final = 10037
-_NO_SUCH_SEQUENCE: Final = 10057
+_NO_SUCH_SEQUENCE: Final = 10043
+_NOT_REMOVED: Final = 10057
+_NOTHING_THERE: Final = frozenset({"no message found", "stream store EOF", "deleted message"})
+"""What the last one says where there was nothing to remove; it also says that the server stops, for example."""
 _STREAM_NAME_IN_USE: Final = 10058
 _STREAM_NOT_FOUND: Final = 10059
 _CONSUMER_NOT_FOUND: Final = 10014
@@ -88,6 +91,8 @@ class Refusal(msgspec.Struct):
     @property
     def no_message(self) -> bool:
         """There is no such message."""
+        if self.err_code == _NOT_REMOVED:
+            return self.description in _NOTHING_THERE
         return self.err_code in (_NO_MESSAGE, _NO_SUCH_SEQUENCE)
 
     @property
