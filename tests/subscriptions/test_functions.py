@@ -18,6 +18,7 @@ from tests.support.simulated_log import Log
 
 from trunkline.app import Channel, ChannelError, Context, TopicFeed
 from trunkline.shared import wire
+from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.tasks import Tasks, fail_with
 from trunkline.shared.topics import PARTITIONS
@@ -313,6 +314,47 @@ async def test_one_that_is_closed_while_its_last_value_waits_for_the_log_does_no
     assert await tasks.close(5.0)
     data = [logged.data for _, entry in log.written for logged in entry.publications]
     assert data == [b"%d" % (index + 1) for index in range(len(data))]
+
+
+async def test_one_whose_topic_cannot_be_opened_is_tried_again_for_who_still_listens() -> None:
+    """When a topic was refused (its last entry was damaged), its function was to start again without it: a `KeyError` in a
+    timer, and the topic was never fed again. If all edges had gone meanwhile, it would have run for nobody, for ever.
+    """
+
+    class Always(set[int]):
+        def remove(self, number: int) -> None:
+            """It fails there again."""
+
+    source = Source(linger=0.0)
+    assert source.channel.routes
+    source.fails_at = Always({3})
+    tasks = Tasks("functions", fail_with(asyncio.get_running_loop().create_future()))
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+    functions = Functions(
+        source.channel.subscription_functions, {}, tasks, lambda: True, publish_nothing, most=10, close_s=1.0
+    )
+    owner = Owner(
+        lambda: None, lambda _topic: None, lambda _name: EPHEMERAL, max_payload=4096, on_interest=functions.interest
+    )
+    functions.start(owner)
+    owner.claim(dict.fromkeys(range(PARTITIONS), 1))
+    owner.attach("count.a", "edge", lambda _outcome: None)
+    topic = owner.topics["count.a"]
+
+    def state() -> str | None:
+        status = functions.status(topic)
+        return None if status is None else status.state
+
+    await eventually(lambda: state() == "backing off")
+    owner.refuse(topic, TrunklineError(ErrorCode.INTERNAL, "damaged"))
+    assert state() == "idle", "nobody gets what it would publish"
+    runs = source.events.count("begins a")
+    owner.attach("count.a", "edge", lambda _outcome: None)
+    await eventually(lambda: source.events.count("begins a") > runs)
+    functions.drop(range(PARTITIONS))
+    assert await tasks.close(5.0)
+    assert not errors
 
 
 # ------------------------------------------------------------------------------------------------ other owners

@@ -133,10 +133,13 @@ class Owner:
     def refuse(self, topic: Topic, error: TrunklineError) -> None:
         """Forgets a topic that cannot be opened, and settles with `error` what waits for it. Who asks again tries again."""
         if self.topics.get(topic.name) is topic:
-            for edge_id in topic.edges:
+            edges, topic.edges = topic.edges, set()
+            for edge_id in edges:
                 self._attached[edge_id][topic.partition].discard(topic.name)
             self._due = [each for each in self._due if each is not topic]
             self._forget(topic, error)
+            if edges:
+                self._on_interest(topic)
 
     def _forget(self, topic: Topic, error: TrunklineError) -> None:
         del self.topics[topic.name]
