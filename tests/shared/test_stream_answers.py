@@ -43,7 +43,7 @@ def test_what_could_not_be_removed_is_not_taken_for_what_was_not_there() -> None
     ("err_code", "code", "expected"),
     [
         (10047, 503, "overloaded"),
-        (10077, 400, "overloaded"),
+        (10077, 503, "unavailable"),
         (10167, 429, "overloaded"),
         (10054, 400, "too_large"),
         (10008, 503, "unavailable"),
@@ -51,6 +51,13 @@ def test_what_could_not_be_removed_is_not_taken_for_what_was_not_there() -> None
 )
 def test_what_a_refused_append_raises(err_code: int, code: int, expected: str) -> None:
     assert error_of(Refusal(code, err_code, "why")).code == expected
+
+
+def test_a_full_stream_is_told_from_one_that_cannot_store() -> None:
+    """One that stops, or whose disk fails, may have stored it elsewhere: that is unknown, and nothing that was refused."""
+    assert error_of(Refusal(503, 10077, "maximum bytes exceeded")).code == "overloaded"
+    assert error_of(Refusal(503, 10077, "maximum messages per subject exceeded")).code == "overloaded"
+    assert error_of(Refusal(503, 10077, "filestore is closed")).code == "unavailable"
 
 
 @pytest.mark.parametrize("err_code", [10071, 10164])

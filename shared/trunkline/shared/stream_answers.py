@@ -38,7 +38,10 @@ _NOTHING_THERE: Final = frozenset({"no message found", "stream store EOF", "dele
 _STREAM_NAME_IN_USE: Final = 10058
 _STREAM_NOT_FOUND: Final = 10059
 _CONSUMER_NOT_FOUND: Final = 10014
-_FULL: Final = frozenset({10047, 10077})
+_NO_RESOURCES: Final = 10047
+_NOT_STORED: Final = 10077
+_FULL: Final = "maximum "
+"""How the last one goes on if the stream is full; it also says that a disk fails, or that the server stops."""
 _MESSAGE_TOO_LARGE: Final = 10054
 _TOO_MANY_REQUESTS: Final = 429
 _NOT_NOW: Final = 503
@@ -175,7 +178,8 @@ def error_of(error: Refusal) -> TrunklineError:
     """Returns what a refused append or read raises."""
     if error.err_code in _WRONG_LAST_SEQUENCE:
         return FencedError()
-    if error.err_code in _FULL or error.code == _TOO_MANY_REQUESTS:
+    full = error.err_code == _NOT_STORED and error.description.startswith(_FULL)
+    if full or error.err_code == _NO_RESOURCES or error.code == _TOO_MANY_REQUESTS:
         return TrunklineError(ErrorCode.OVERLOADED, f"the stream is full: {error.description}", retry_after_s=1.0)
     if error.err_code == _MESSAGE_TOO_LARGE:
         return TrunklineError(ErrorCode.TOO_LARGE, "the message is larger than the stream takes")
