@@ -293,6 +293,26 @@ def test_in_cache_mode_the_last_publication_is_read_when_the_opening_has_not_fou
     assert (attached[-1].position.offset, attached[-1].last) == (0, [])
 
 
+def test_what_does_not_fit_into_one_answer_is_not_to_be_had_and_pages_are_cut() -> None:
+    """With a small `max_payload` the answer was too large: an edge with a gap, or a returning client, asked for ever."""
+    logs = Logs()
+    owner = new_owner(logs=logs)
+    for _ in range(100):
+        owner.publish("log.1", b'"%s"' % (b"x" * 100), None, lambda _: None)
+    logs.settle()
+    epoch = owner.topics["log.1"].epoch
+    answers: list[wire.Recovered | TrunklineError] = []
+    owner.since("log.1", Position(0, epoch), answers.append)
+    owner.since("log.1", Position(95, epoch), answers.append)
+    owner.history("log.1", wire.History("log.1", None, 1_000, False), answers.append)
+    found = [each for each in answers if isinstance(each, wire.Recovered)]
+    assert [(each.complete, len(each.publications)) for each in found[:2]] == [(False, 0), (True, 5)]
+    page = [each.offset for each in found[2].publications]
+    assert page == list(range(1, len(page) + 1))
+    assert 10 < len(page) < 100
+    assert all(len(wire.encode(each)) <= MAX_PAYLOAD for each in found)
+
+
 def test_whoever_waits_for_a_topic_hears_that_its_owner_has_lost_it() -> None:
     owner = new_owner()
     outcomes: list[object] = []

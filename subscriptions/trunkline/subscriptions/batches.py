@@ -9,7 +9,7 @@ import msgspec
 
 from trunkline.shared import wire
 
-__all__ = ["ENVELOPE_BYTES", "encode_batches", "pack_batches", "pack_tops"]
+__all__ = ["ENVELOPE_BYTES", "encode_batches", "fitting", "pack_batches", "pack_tops"]
 
 ENVELOPE_BYTES: Final = 1024
 """Room for the envelope around the largest publication."""
@@ -24,9 +24,7 @@ def encode_batches(
     group: list[wire.Publication] = []
     size = 0
     for publication in publications:
-        more = len(publication.data) + 16
-        if publication.exclude is not None:
-            more += len(publication.exclude)
+        more = _size_of(publication)
         if group and (publication.offset != group[-1].offset + 1 or size + more > max_payload - ENVELOPE_BYTES):
             batches.append(wire.encode(wire.TopicBatch(topic, epoch, term, group)))
             group, size = [], 0
@@ -34,6 +32,22 @@ def encode_batches(
         size += more
     batches.append(wire.encode(wire.TopicBatch(topic, epoch, term, group)))
     return batches
+
+
+def fitting(publications: Iterable[wire.Publication], max_payload: int) -> int:
+    """Returns how many of these, from the first one on, a message has room for."""
+    count = 0
+    room = max_payload - ENVELOPE_BYTES
+    for publication in publications:
+        room -= _size_of(publication)
+        if room < 0:
+            break
+        count += 1
+    return count
+
+
+def _size_of(publication: wire.Publication) -> int:
+    return len(publication.data) + len(publication.exclude or "") + 16
 
 
 def pack_batches(batches: Iterable[bytes], max_payload: int) -> Iterable[bytes]:

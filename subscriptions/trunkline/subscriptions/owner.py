@@ -20,7 +20,7 @@ from trunkline.shared import wire
 from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.positions import Position
 from trunkline.shared.topics import USERS, check_topic, partition_of
-from trunkline.subscriptions.batches import ENVELOPE_BYTES, encode_batches, pack_batches, pack_tops
+from trunkline.subscriptions.batches import ENVELOPE_BYTES, encode_batches, fitting, pack_batches, pack_tops
 from trunkline.subscriptions.namespace import EPHEMERAL, Namespace
 from trunkline.subscriptions.presence import Presence
 from trunkline.subscriptions.topic import Room, Settle, Topic
@@ -178,6 +178,8 @@ class Owner:
             ):
                 self._once_remembered(topic, recover, settle)
                 return
+            if publications is not None and fitting(publications, self._max_payload) < len(publications):
+                publications = None  # all or nothing, and all of it is more than a message takes
             complete = publications is not None
             settle(wire.Recovered(topic.position, complete, topic.last if publications is None else publications))
 
@@ -198,7 +200,7 @@ class Owner:
             except TrunklineError as error:
                 settle(error)
             else:
-                settle(wire.Recovered(topic.position, True, page))
+                settle(wire.Recovered(topic.position, True, page[: fitting(page, self._max_payload)]))
 
         self._once_open(topic, read, settle)
 
