@@ -11,7 +11,7 @@ from tests.support.nats import eventually
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import TrunklineError
-from trunkline.shared.following import Followed, SupersededError, pending, take_over
+from trunkline.shared.following import Followed, NoStreamError, SupersededError, pending, take_over
 from trunkline.shared.puller import Delivery, Puller
 from trunkline.shared.stream_config import Consumer, Stream
 from trunkline.shared.streams import Streams
@@ -110,6 +110,19 @@ async def test_a_stream_that_is_made_anew_is_another(streams: Streams) -> None:
         await follow(streams, 2)
     await streams.ensure_stream(Stream(name="SALES", subjects=["sales.>"]))
     assert (await follow(streams, 2)).incarnation != first.incarnation
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+async def test_all_that_a_stream_has_which_was_made_later_is_new(bus: Bus, streams: Streams, was_there: bool) -> None:
+    """What was published between the making of the stream and the next look at it was left out."""
+    known = (await follow(streams, 1, start="new")).incarnation if was_there else ""
+    await streams.api("STREAM.DELETE.SALES")
+    with pytest.raises(NoStreamError):
+        await follow(streams, 1, start="new", known=known)
+    await streams.ensure_stream(Stream(name="SALES", subjects=["sales.>"]))
+    await streams.append("sales.1", b"first")
+    followed = await follow(streams, 1, start="new", known=known)
+    assert [each.data for each in await deliveries(bus, followed, 1)] == [b"first"]
 
 
 async def test_a_work_queue_is_not_followed(streams: Streams) -> None:

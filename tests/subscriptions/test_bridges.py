@@ -254,8 +254,10 @@ async def test_a_stream_is_followed_from_its_beginning_or_from_now() -> None:
             await trunkline.stop(owner)
 
 
-async def test_a_bridge_waits_for_a_stream_that_does_not_exist_yet() -> None:
-    options = {"bridges": [ALL]}
+@pytest.mark.parametrize("bridge", [ALL, STREAM])
+async def test_a_bridge_waits_for_a_stream_that_does_not_exist_yet(bridge: dict[str, str]) -> None:
+    """With `start: new`, too, nothing is left out that came while it waited."""
+    options = {"bridges": [bridge]}
     async with cluster(channel(), subscriptions=options) as trunkline, trunkline.connect() as client:
         await listening(client, "sale.1")
         await eventually(faulty)

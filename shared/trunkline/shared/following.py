@@ -15,7 +15,7 @@ from trunkline.shared.errors import ErrorCode, TrunklineError
 from trunkline.shared.streams import Streams
 from trunkline.shared.subjects import overlap
 
-__all__ = ["Followed", "SupersededError", "pending", "take_over", "unfollowable"]
+__all__ = ["Followed", "NoStreamError", "SupersededError", "pending", "take_over", "unfollowable"]
 
 
 class SupersededError(TrunklineError):
@@ -23,6 +23,13 @@ class SupersededError(TrunklineError):
 
     def __init__(self) -> None:
         super().__init__(ErrorCode.UNAVAILABLE, "a later follower of this stream is at work already")
+
+
+class NoStreamError(TrunklineError):
+    """There is no such stream."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.INTERNAL, message)
 
 
 class Followed(NamedTuple):
@@ -45,18 +52,22 @@ async def take_over(
     start: Literal["new", "all"],
     window: int,
     ack_wait_s: float,
+    known: str | None = None,
 ) -> Followed:
     """Makes the consumer of the follower of this `term`, and removes those of earlier ones; all have names that begin with
     `base`. Without an earlier one it begins at the first message, or at the next one.
 
-    Raises `SupersededError`, and `TrunklineError`: `INTERNAL` if the stream does not exist or cannot be followed.
+    `known` is the incarnation that its caller has followed before, "" if it has found no stream: all that another one has is
+    new, whatever `start` says.
+
+    Raises `SupersededError`, `NoStreamError`, and `TrunklineError`: `INTERNAL` if the stream cannot be followed.
     """
     info = await streams.api(f"STREAM.INFO.{stream}", missing_ok=True)
     if reason := unfollowable(stream, subject, info.get("config")):
-        raise TrunklineError(ErrorCode.INTERNAL, reason)
+        raise NoStreamError(reason) if info.get("config") is None else TrunklineError(ErrorCode.INTERNAL, reason)
     earlier = await _generations(streams, stream, base)
     generation = 0
-    position: dict[str, Any] = {"deliver_policy": start}
+    position: dict[str, Any] = {"deliver_policy": start if known in (None, info["created"]) else "all"}
     if earlier:
         last_term, last_generation = max(earlier)
         if last_term > term:

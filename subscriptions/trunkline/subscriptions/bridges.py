@@ -24,7 +24,7 @@ from prometheus_client import Counter, Gauge
 
 from trunkline.shared.bus import Bus, Message, Subscription
 from trunkline.shared.errors import ErrorCode, TrunklineError
-from trunkline.shared.following import Followed, SupersededError, pending, take_over
+from trunkline.shared.following import Followed, NoStreamError, SupersededError, pending, take_over
 from trunkline.shared.logs import Reminders, get_logger
 from trunkline.shared.metrics import drops
 from trunkline.shared.positions import Position
@@ -323,6 +323,7 @@ class Bridges:
         assert bridge.stream is not None
         base = bridge.consumer(self._prefix)
         poison = _Poison(bridge)
+        known: str | None = None
         attempt = 0
         while True:
             try:
@@ -335,11 +336,14 @@ class Bridges:
                     start=bridge.start,
                     window=WINDOW,
                     ack_wait_s=ACK_WAIT_S,
+                    known=known,
                 )
             except SupersededError:
                 log.warning("another instance runs this bridge", bridge=bridge.name)
                 return
             except TrunklineError as error:
+                if isinstance(error, NoStreamError):
+                    known = known or ""
                 if error.code != ErrorCode.UNAVAILABLE.code:
                     self._fail(bridge, error.message)
                 elif not self._fault(bridge):  # which has said more
@@ -347,6 +351,7 @@ class Bridges:
                 await asyncio.sleep(backoff_s(attempt, most_s=5.0))
                 attempt += 1
                 continue
+            known = followed.incarnation
             attempt = 0
             log.info("a bridge follows its stream", bridge=bridge.name, consumer=followed.consumer)
             await self._pull(bridge, bridge.stream, followed, poison)
