@@ -50,10 +50,16 @@ _NO_PEERS: Final = 10005
 
 
 class FencedError(TrunklineError):
-    """Somebody else has appended to the subject: the last sequence is not the expected one, and nothing was appended."""
+    """The last sequence of the subject is not the expected one: somebody else has appended, or all of it has expired.
+    Nothing was appended.
+    """
 
     def __init__(self) -> None:
-        super().__init__(ErrorCode.UNAVAILABLE, "somebody else has written here; try again", retry_after_s=0.1)
+        super().__init__(
+            ErrorCode.UNAVAILABLE,
+            "the log does not end where it did: another one has written, or it has expired; try again",
+            retry_after_s=0.1,
+        )
 
 
 class Appended(msgspec.Struct, frozen=True, rename={"sequence": "seq"}):
