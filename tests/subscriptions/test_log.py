@@ -19,7 +19,7 @@ from trunkline.shared.streams import Entry, Streams
 from trunkline.shared.subjects import Subjects
 from trunkline.shared.tasks import Tasks
 from trunkline.shared.topics import partition_of
-from trunkline.subscriptions.declared import SPARE_ENTRIES
+from trunkline.subscriptions.declared import SPARE_ENTRIES, log_stream
 from trunkline.subscriptions.entries import TAIL_BYTES, Past
 from trunkline.subscriptions.entries import Entry as TopicEntry
 from trunkline.subscriptions.log import ENTRIES_AT_OPENING, OPENING_AT_ONCE, UNREADABLE_S, TopicLog
@@ -385,6 +385,24 @@ async def test_an_entry_in_the_middle_that_cannot_be_read_ends_what_can_be_recov
     await eventually(lambda: not opened.wants_tail)
     assert [each.data for each in opened.tail] == [b"1", b"2", b"3", b"4"], "this one took no offset"
     assert not one.refused
+
+
+async def test_a_log_may_have_more_entries_than_was_declared(one: Instance, two: Instance) -> None:
+    """An operator had raised the limit of a stream by hand. Its last entries were never read: their owner took the answer,
+    which had as many as it had asked for, for that of a replica that lags, and asked again for ever.
+    """
+    namespace = Namespace(3, 600.0)
+    stream = msgspec.structs.replace(log_stream(SUBJECTS, namespace), max_messages_per_subject=1000)
+    topic = await one.opened(namespace=namespace)
+    await one.streams.ensure_stream(stream)
+    for number in range(1, 3 * SPARE_ENTRIES):
+        await one.publish(topic, b"%d" % number)
+    two.log._ensured.add(namespace.log_class)  # it leaves the stream as it is
+    later = await two.opened(namespace=namespace)
+    later.wants_tail = True
+    two.log.advance(later)
+    await eventually(lambda: not later.wants_tail)
+    assert [each.data for each in later.tail] == [b"45", b"46", b"47"]
 
 
 async def test_a_large_log_is_read_in_pages_and_only_what_the_tail_takes_is_kept(

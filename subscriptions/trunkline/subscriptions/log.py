@@ -327,14 +327,18 @@ class TopicLog:
         past = topic.past()
         read = 0
         log_reads.inc()
-        async for page in self._streams.pages(stream, subject, topic.namespace.history + SPARE_ENTRIES):
-            for message in page:
-                entry = self._entry(message)
-                if entry is None:
-                    self._note_unreadable(topic, UnreadableError(topic.name, stream, message), refused=False)
-                else:
-                    past.add([entry])
-            read = page[-1].sequence
+        more = True
+        while more:  # a stream may keep more of a subject than was declared
+            more = False
+            async for page in self._streams.pages(stream, subject, topic.namespace.history + SPARE_ENTRIES, after=read):
+                for message in page:
+                    entry = self._entry(message)
+                    if entry is None:
+                        self._note_unreadable(topic, UnreadableError(topic.name, stream, message), refused=False)
+                    else:
+                        past.add([entry])
+                read = page[-1].sequence
+                more = read < wanted
         last = await self._streams.last(stream, subject)
         if last is not None and read < wanted <= last.sequence:
             raise TrunklineError(ErrorCode.UNAVAILABLE, "a replica that lags behind has answered")
