@@ -194,12 +194,11 @@ class Lifecycle:
             return
         life = _as_it_is(connection, Life(wire.VERSION, CONNECTED, time.time()))
         known = self._known[connection.id] = _Known(connection, life)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.ended, connection, ABNORMAL, "not opened")
             await self.prepare(manifest)
             known.sequence = await self._register.open(known.id, known.channel, life)
-        except BaseException:
-            self.ended(connection, ABNORMAL, "not opened")
-            raise
+            undo.pop_all()
 
     def opened(self, connection: Connection) -> None:
         """Tells that a connection is open, or open again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -278,16 +279,15 @@ class Server:
         connection = make()
         self._resuming.begin(connection, manifest, is_resumed=False if "session" in request.query else None)
         self._hub.add(connection)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._sessions.ended, connection, ABNORMAL, "not opened")
+            undo.callback(self._subscribing.forget, connection)
             await self._ask_to_connect(request, connection, manifest)
             if manifest.session:
                 await self._sessions.begin(connection, msgspec.json.encode(_query_of(request)))
             await self._users.join(connection, manifest)
             await self._lifecycle.open(connection, manifest)
-        except BaseException:
-            self._subscribing.forget(connection)
-            self._sessions.ended(connection, ABNORMAL, "not opened")
-            raise
+            undo.pop_all()
         return connection
 
     async def _ask_to_connect(self, request: web.Request, connection: Connection, manifest: Manifest) -> None:

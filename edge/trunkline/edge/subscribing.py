@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple
 
@@ -154,16 +155,16 @@ class Subscribing:
         if since == sequence.position:
             return []
         kept = self._hub.begin_catching_up(audience)
-        try:
-            found = await self._attachments.since(sequence.name, since)
-            if found.complete and (sequence.epoch != since.epoch or sequence.offset < since.offset):
-                # The client comes from an edge that was ahead of this one: it must not hear again what it has.
-                await self._attachments.repair(audience)
-        except BaseException:
-            self._hub.end_catching_up(audience, kept)
-            self._attachments.drop_if_unused(audience)
-            raise
-        self._hub.end_catching_up(audience, kept)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._attachments.drop_if_unused, audience)
+            try:
+                found = await self._attachments.since(sequence.name, since)
+                if found.complete and (sequence.epoch != since.epoch or sequence.offset < since.offset):
+                    # The client comes from an edge that was ahead of this one: it must not hear again what it has.
+                    await self._attachments.repair(audience)
+            finally:
+                self._hub.end_catching_up(audience, kept)
+            undo.pop_all()
         position = sequence.position
         if not found.complete or position.epoch != since.epoch or position.offset < since.offset:
             return None

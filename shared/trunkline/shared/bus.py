@@ -425,7 +425,7 @@ class Bus:
             except Exception:
                 # Raised further, it would end nats-py's reconnecting, silently.
                 callback_failures.labels(self.role).inc()
-                log.exception("a callback of the connection failed")
+                log.exception("a callback of the connection failed", callback=repr(callback))
 
     async def _on_closed(self) -> None:
         self._connected = False

@@ -267,7 +267,7 @@ async def _stop(service: Service, timeout_s: float) -> bool:
     except TimeoutError:
         log.error("not stopped in time, what still runs is cut off", timeout_s=timeout_s)
     except Exception:
-        log.exception("stop failed")
+        log.exception("stop failed", service=type(service).__name__)  # which is the process's exit code, too
     else:
         return True
     return False
