@@ -15,7 +15,7 @@ from nats.js.api import StreamConfig
 from pydantic import BaseModel
 from tests.support import users
 from tests.support.cluster import Cluster, cluster
-from tests.support.nats import eventually
+from tests.support.nats import eventually, until
 from tests.support.users import credentials, nats_server_with_users
 
 from trunkline.app import Channel, Context, Disconnect
@@ -126,10 +126,9 @@ async def test_namespace_without_a_stream_is_refused_with_the_command_that_is_mi
     await trunkline.stop(trunkline.worker)
     await trunkline.start_worker(new)
     async with trunkline.connect() as client:
-        async with asyncio.timeout(10):
-            rooms = itertools.count(100)  # topics that exist keep what they have
-            while "error" not in (answer := await trunkline.publish(f"room.{next(rooms)}", 1)):
-                await asyncio.sleep(0.05)  # the owner does not know the new manifest yet
+        rooms = itertools.count(100)  # topics that exist keep what they have
+        # Not before the owner knows the new manifest.
+        answer = await until(lambda: trunkline.publish(f"room.{next(rooms)}", 1), lambda answer: "error" in answer)
         assert "trunkline_LOG_h50_t60_r1 does not exist" in answer["error"]["message"]
         assert "trunkline admin apply APP" in answer["error"]["message"]
         assert (await client.ask("$subscribe", topic="room.77"))["error"]["code"] == "not_available"

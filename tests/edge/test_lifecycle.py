@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.support.cluster import Cluster, cluster
-from tests.support.nats import eventually
+from tests.support.nats import eventually, until
 
 from trunkline.app import Channel, Context, Disconnect
 from trunkline.shared import wire
@@ -76,10 +76,7 @@ class Outside:
         return found
 
     async def until_events(self, count: int) -> list[Event]:
-        async with asyncio.timeout(10.0):
-            while len(events := await self.events()) < count:
-                await asyncio.sleep(0.02)
-        return events
+        return await until(self.events, lambda events: len(events) >= count)
 
 
 @pytest.fixture
@@ -119,9 +116,10 @@ async def test_handlers_and_the_feed_hear_of_both_ends(trunkline: Cluster, chat:
 
 
 async def until_unregistered(outside: Outside, trunkline: Cluster) -> None:
-    async with asyncio.timeout(5.0):
-        while await outside.register.connections(trunkline.edge.edge_id):
-            await asyncio.sleep(0.02)
+    async def unregistered() -> bool:
+        return not await outside.register.connections(trunkline.edge.edge_id)
+
+    await eventually(unregistered)
 
 
 async def test_an_entry_that_a_lost_node_had_removed_goes_again(trunkline: Cluster, outside: Outside) -> None:

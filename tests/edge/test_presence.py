@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 from tests.support.cluster import Client, Cluster, cluster
-from tests.support.nats import eventually
+from tests.support.nats import eventually, until
 
 from trunkline.app import Allow, Channel, Context, Operation
 from trunkline.edge.service import EdgeService
@@ -105,10 +105,7 @@ async def presence(client: Client, topic: str = TOPIC, **fields: Any) -> dict[st
 
 async def has_members(client: Client, count: int) -> dict[str, Any]:
     """Reads until the topic has so many connections."""
-    async with asyncio.timeout(15.0):
-        while (page := await presence(client))["connections"] != count:
-            await asyncio.sleep(0.02)
-    return page
+    return await until(lambda: presence(client), lambda page: page["connections"] == count, 15.0)
 
 
 @asynccontextmanager
@@ -383,9 +380,7 @@ async def test_presence_begins_and_ends_while_clients_are_subscribed(trunkline: 
         await client.ask("$subscribe", topic="plain.1")
         await trunkline.stop(trunkline.worker)
         with_presence = await trunkline.start_worker(changed(True))
-        async with asyncio.timeout(10.0):
-            while (await client.ask("$presence", topic="plain.1")).get("connections") != 1:
-                await asyncio.sleep(0.02)
+        await until(lambda: client.ask("$presence", topic="plain.1"), lambda page: page.get("connections") == 1)
         await trunkline.stop(with_presence)
         await trunkline.start_worker(changed(False))
         audience = trunkline.edge._hub.topics["plain.1"]

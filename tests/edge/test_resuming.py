@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.cluster import Client, Cluster, cluster
-from tests.support.nats import eventually
+from tests.support.nats import eventually, until
 
 from trunkline.app import Channel, Context, Disconnect, Operation
 from trunkline.edge.resuming import Tokens
@@ -96,10 +96,7 @@ class Outside:
         return found
 
     async def until_events(self, count: int) -> list[tuple[str, str, str | None]]:
-        async with asyncio.timeout(10.0):
-            while len(events := await self.events()) < count:
-                await asyncio.sleep(0.02)
-        return events
+        return await until(self.events, lambda events: len(events) >= count)
 
     async def entry(self, connection_id: str) -> Registered | None:
         return await self.register.find(connection_id, "game")
@@ -472,9 +469,7 @@ async def test_presence_stays_while_a_client_is_away(trunkline: Cluster) -> None
             session = (await greeted(client))["session"]
             first = (await client.ask("who"))["result"]
             await client.ask("$subscribe", topic="lobby.1")
-            async with asyncio.timeout(5.0):
-                while await members(watcher) != [first]:
-                    await asyncio.sleep(0.02)
+            await until(lambda: members(watcher), lambda found: found == [first])
             await watcher.ask("$subscribe", topic="lobby.1", presence=True)
             cut(client)
             await until_suspended(trunkline.edge, first)

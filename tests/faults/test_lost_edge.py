@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.support.cluster import Client, Cluster, cluster
+from tests.support.nats import eventually, until
 
 from trunkline.app import Channel, Context, Disconnect
 from trunkline.shared.bus import Bus
@@ -58,9 +59,7 @@ async def edge_process(trunkline: Cluster, directory: Path) -> AsyncIterator[tup
     environment = {**os.environ, **{f"TRUNKLINE_EDGE_{name}": value for name, value in settings.items()}}
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "trunkline.cli", "edge", env=environment)
     try:
-        async with asyncio.timeout(20.0):
-            while not ready_file.exists():
-                await asyncio.sleep(0.02)
+        await eventually(ready_file.exists, 20.0)
         yield process, json.loads(ready_file.read_text())["addresses"]["url"]
     finally:
         if process.returncode is None:
@@ -100,15 +99,11 @@ async def lose_an_edge(directory: Path, connections: int) -> tuple[float, float]
             count = min(100, connections - first)
             sockets += await asyncio.gather(*(session.ws_connect(f"{url}/ws/chat") for _ in range(count)))
         async with trunkline.connect():  # on the other edge: it stays
-            async with asyncio.timeout(10.0):
-                while len(await feed(streams)) < connections + 1:
-                    await asyncio.sleep(0.05)
+            await until(lambda: feed(streams), lambda events: len(events) > connections)
             process.kill()
             killed_at = time.time()
             await process.wait()
-            async with asyncio.timeout(30.0):
-                while len(online.went) < connections:
-                    await asyncio.sleep(0.02)
+            await eventually(lambda: len(online.went) >= connections, 30.0)
             handled_s = time.time() - killed_at
             events = await feed(streams)
             last = await streams.last(SUBJECTS.lifecycle_stream[0], f"trunkline.lifecycle.chat.{DISCONNECTED}.>")
@@ -171,9 +166,7 @@ async def lose_an_edge_and_come_back(directory: Path, connections: int, grace_s:
         half = connections // 2
         resumed = await asyncio.gather(*(play(trunkline.url, token) for token in tokens[:half]))
         assert all(greeting["resumed"] for _, greeting, _ in resumed)
-        async with asyncio.timeout(30.0):
-            while len(heard) < connections:
-                await asyncio.sleep(0.05)
+        await eventually(lambda: len(heard) >= connections, 30.0)
         ids = [id_ for _, _, id_ in players]
         assert sorted(heard) == sorted([(RESUMED, id_) for id_ in ids[:half]] + [(DISCONNECTED, id_) for id_ in ids[half:]])
         events = await feed(streams)

@@ -9,9 +9,11 @@ from tests.support.nats import NatsServer, eventually
 
 from trunkline.shared.bus import Bus, Message
 from trunkline.shared.errors import TrunklineError
-from trunkline.shared.puller import Delivery, Puller, parse_acknowledgement_subject
+from trunkline.shared.puller import SILENT_HEARTBEATS, Delivery, Puller, parse_acknowledgement_subject
 from trunkline.shared.stream_config import Consumer, Stream
 from trunkline.shared.streams import Streams
+
+PULLS = "$JS.API.CONSUMER.MSG.NEXT.EVENTS.pool"
 
 EVENTS = Stream(name="EVENTS", subjects=["event.>"], retention="workqueue")
 POOL = Consumer(stream="EVENTS", name="pool", ack_wait_s=30.0)
@@ -129,7 +131,7 @@ async def test_no_more_is_delivered_than_there_are_free_slots(bus: Bus, streams:
 
 async def test_slots_that_become_free_in_one_tick_are_asked_for_together(bus: Bus, streams: Streams, start: Start) -> None:
     asked: list[bytes] = []
-    await bus.subscribe("$JS.API.CONSUMER.MSG.NEXT.EVENTS.pool", lambda message: asked.append(message.data))
+    await bus.subscribe(PULLS, lambda message: asked.append(message.data))
     got: list[Delivery] = []
     await put(streams, 100)
     puller = await start(got.append, 50)
@@ -209,21 +211,27 @@ async def test_a_handler_that_raises_costs_its_message_one_delivery(bus: Bus, st
     assert puller.busy == 0
 
 
-async def test_an_expired_pull_is_followed_by_another(streams: Streams, start: Start) -> None:
+async def test_an_expired_pull_is_followed_by_another(bus: Bus, streams: Streams, start: Start) -> None:
+    asked: list[bytes] = []
+    await bus.subscribe(PULLS, lambda message: asked.append(message.data))
     got: list[Delivery] = []
     await start(got.append, 5, expires_s=0.5, heartbeat_s=0.2)
     for expected in (1, 2, 3):
-        await asyncio.sleep(0.6)  # the time itself is the condition: the pull of before is over
+        before = len(asked)
+        await eventually(lambda before=before: len(asked) > before, 3.0)  # type: ignore[misc]
         await streams.append("event.a", b"")
         await eventually(lambda expected=expected: len(got) == expected, 0.3)  # type: ignore[misc]
 
 
 async def test_heartbeats_keep_an_idle_pull(bus: Bus, streams: Streams, start: Start) -> None:
     asked: list[bytes] = []
-    await bus.subscribe("$JS.API.CONSUMER.MSG.NEXT.EVENTS.pool", lambda message: asked.append(message.data))
+    await bus.subscribe(PULLS, lambda message: asked.append(message.data))
     got: list[Delivery] = []
-    await start(got.append, 5, heartbeat_s=0.1)
-    await asyncio.sleep(1.0)  # three times what silence would be
+    puller = await start(got.append, 5, heartbeat_s=0.1)
+    await eventually(lambda: asked)
+    heartbeats: list[str] = []
+    await bus.subscribe(f"{puller._inbox}.*", lambda message: heartbeats.append(message.status))
+    await eventually(lambda: len(heartbeats) > 3 * SILENT_HEARTBEATS)
     assert len(asked) == 1
     await streams.append("event.a", b"")
     await eventually(lambda: got, 0.5)
@@ -294,8 +302,9 @@ async def test_a_silent_server_is_asked_anew_and_the_credit_still_holds(
 ) -> None:
     got: list[Delivery] = []
     puller = await start(got.append, 5, heartbeat_s=0.1)
+    inbox = puller._inbox
     nats.pause()
-    await asyncio.sleep(1.0)  # long enough to count as silent, and short enough for the connection
+    await eventually(lambda: puller._inbox != inbox, 2.0)  # it counts as silent, and the connection has not noticed yet
     nats.resume()
     await put(streams, 20)
     await eventually(lambda: len(got) == 5)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from nats.js.api import RetentionPolicy, StreamConfig
 from prometheus_client import REGISTRY
 from tests.support.cluster import Client, Cluster, cluster
-from tests.support.nats import eventually
+from tests.support.nats import eventually, until
 
 from trunkline.app import Channel, Context
 from trunkline.shared.bus import Bus, Message
@@ -306,9 +306,10 @@ async def test_poison_is_terminated_and_what_follows_goes_on() -> None:
         await sell(trunkline, 1, "after")
         assert [(await client.receive())["data"] for _ in range(2)] == ["before", "after"]
         assert dropped("invalid") == before + 1
-        async with asyncio.timeout(5):
-            while not (found := await consumers(trunkline)) or found[0].num_ack_pending or found[0].ack_floor.stream_seq < 4:
-                await asyncio.sleep(0.02)
+        await until(
+            lambda: consumers(trunkline),
+            lambda found: bool(found) and not found[0].num_ack_pending and found[0].ack_floor.stream_seq >= 4,
+        )
 
 
 async def test_what_fails_for_a_while_is_tried_again_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,9 +441,7 @@ async def test_nothing_is_lost_or_doubled_or_out_of_order_while_owners_come_and_
         sales.done.set()
         await selling
         assert await heard(client, sales) == sales.sold
-        async with asyncio.timeout(10):
-            while len(await consumers(trunkline)) != 1:
-                await asyncio.sleep(0.02)
+        await until(lambda: consumers(trunkline), lambda found: len(found) == 1)
 
 
 async def test_an_owner_that_is_killed_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:

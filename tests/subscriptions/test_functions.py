@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -316,6 +316,21 @@ async def test_one_that_is_closed_while_its_last_value_waits_for_the_log_does_no
     assert data == [b"%d" % (index + 1) for index in range(len(data))]
 
 
+def fed(source: Source, is_trusted: Callable[[], bool]) -> tuple[Tasks, Functions, Owner, Topic]:
+    """Functions without a cluster, and an owner of everything, of which an edge wants `count.a`."""
+    tasks = Tasks("functions", fail_with(asyncio.get_running_loop().create_future()))
+    functions = Functions(
+        source.channel.subscription_functions, {}, tasks, is_trusted, publish_nothing, most=10, close_s=1.0
+    )
+    owner = Owner(
+        lambda: None, lambda _topic: None, lambda _name: EPHEMERAL, max_payload=4096, on_interest=functions.interest
+    )
+    functions.start(owner)
+    owner.claim(dict.fromkeys(range(PARTITIONS), 1))
+    owner.attach("count.a", "edge", lambda _outcome: None)
+    return tasks, functions, owner, owner.topics["count.a"]
+
+
 async def test_one_whose_topic_cannot_be_opened_is_tried_again_for_who_still_listens() -> None:
     """When a topic was refused (its last entry was damaged), its function was to start again without it: a `KeyError` in a
     timer, and the topic was never fed again. If all edges had gone meanwhile, it would have run for nobody, for ever.
@@ -328,19 +343,9 @@ async def test_one_whose_topic_cannot_be_opened_is_tried_again_for_who_still_lis
     source = Source(linger=0.0)
     assert source.channel.routes
     source.fails_at = Always({3})
-    tasks = Tasks("functions", fail_with(asyncio.get_running_loop().create_future()))
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
-    functions = Functions(
-        source.channel.subscription_functions, {}, tasks, lambda: True, publish_nothing, most=10, close_s=1.0
-    )
-    owner = Owner(
-        lambda: None, lambda _topic: None, lambda _name: EPHEMERAL, max_payload=4096, on_interest=functions.interest
-    )
-    functions.start(owner)
-    owner.claim(dict.fromkeys(range(PARTITIONS), 1))
-    owner.attach("count.a", "edge", lambda _outcome: None)
-    topic = owner.topics["count.a"]
+    tasks, functions, owner, topic = fed(source, lambda: True)
 
     def state() -> str | None:
         status = functions.status(topic)
@@ -364,18 +369,7 @@ async def test_an_owner_that_is_not_trusted_ends_it_at_once_and_starts_it_again_
     source = Source()
     assert source.channel.routes
     trusted = True
-    owner: Owner
-    tasks = Tasks("functions", fail_with(asyncio.get_running_loop().create_future()))
-    functions = Functions(
-        source.channel.subscription_functions, {}, tasks, lambda: trusted, publish_nothing, most=10, close_s=1.0
-    )
-    owner = Owner(
-        lambda: None, lambda _topic: None, lambda _name: EPHEMERAL, max_payload=4096, on_interest=functions.interest
-    )
-    functions.start(owner)
-    owner.claim(dict.fromkeys(range(PARTITIONS), 1))
-    owner.attach("count.a", "edge", lambda _outcome: None)
-    topic = owner.topics["count.a"]
+    tasks, functions, _owner, topic = fed(source, lambda: trusted)
     await eventually(lambda: topic.offset >= 3)
     trusted = False
     top = topic.offset

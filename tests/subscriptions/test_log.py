@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 import pytest
 from structlog.testing import capture_logs
-from tests.support.nats import NatsServer, eventually
+from tests.support.nats import NatsServer, eventually, until
 
 from trunkline.shared.bus import Bus
 from trunkline.shared.errors import ErrorCode, TrunklineError
@@ -116,9 +116,8 @@ async def test_publications_wait_for_the_topic_to_be_opened_and_for_the_log(one:
     assert not any(future.done() for future in futures)
     assert await asyncio.gather(*futures) == [Position(number, topic.epoch) for number in range(1, 4)]
     assert topic.since(Position(0, topic.epoch)) is not None
-    async with asyncio.timeout(5.0):  # the opening entry goes, since there is another
-        while len(await one.entries()) != 1:
-            await asyncio.sleep(0.01)
+    # The opening entry goes, since there is another.
+    await until(one.entries, lambda found: len(found) == 1)
 
 
 async def test_many_at_once_share_few_entries_and_keep_their_order(one: Instance) -> None:
@@ -288,9 +287,7 @@ async def test_however_often_its_owner_restarts_a_quiet_topic_keeps_its_history(
     one.log.advance(topic)
     await eventually(lambda: not topic.wants_tail)
     assert [each.offset for each in topic.tail] == [1, 2, 3, 4, 5]
-    async with asyncio.timeout(5.0):
-        while len(await one.entries("a.1", namespace)) > 6:
-            await asyncio.sleep(0.01)
+    await until(lambda: one.entries("a.1", namespace), lambda found: len(found) <= 6)
 
 
 async def test_a_subject_keeps_at_most_its_history(one: Instance) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from pydantic import BaseModel
 from tests.support.cluster import Cluster, cluster, subscribed
+from tests.support.nats import until
 
 from trunkline.app import Channel, Context
 from trunkline.shared.errors import TrunklineError
@@ -95,9 +96,10 @@ async def test_an_event_that_waits_for_its_worker_publishes_nothing_before_its_m
 
         monkeypatch.setattr(Announcing, "_announce_all", late)
         await trunkline.start_worker(channel(begun))
-        async with trunkline.connect() as client, asyncio.timeout(10):
-            while not (found := await client.ask("$history", topic="room.1", limit=10)).get("messages"):
-                await asyncio.sleep(0.02)
+        async with trunkline.connect() as client:
+            found = await until(
+                lambda: client.ask("$history", topic="room.1", limit=10), lambda answer: bool(answer.get("messages"))
+            )
         assert [each["data"] for each in found["messages"]] == ["tea"]
         assert await history(trunkline) == ["tea"]
 

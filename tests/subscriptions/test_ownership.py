@@ -313,7 +313,8 @@ async def test_a_short_pause_costs_nothing(nats: NatsServer) -> None:
         await eventually(lambda: shared_out([a, b]))
         terms = dict(b.ownership.terms)
         b.bus.paused = True
-        await asyncio.sleep(0.5)
+        clock = asyncio.get_running_loop().time
+        await eventually(lambda: clock() > b.ownership._proved_at + 0.5)
         b.bus.resume()
         proved_at = b.ownership._proved_at
         await eventually(lambda: b.ownership._proved_at > proved_at)

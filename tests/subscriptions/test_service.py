@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.support.cluster import Client, Cluster, cluster
-from tests.support.nats import eventually
+from tests.support.nats import eventually, until
 
 from trunkline.app import Channel, Context
 from trunkline.shared.bus import Bus
@@ -173,9 +173,7 @@ async def test_the_logs_of_all_namespaces_are_there_before_topics_need_them(trun
 
     await trunkline.start_worker(channel)
     expected = {"trunkline_LOG_h1000_t60_r1": "file", "trunkline_LOG_h5_t60_r1_memory": "memory"}
-    async with asyncio.timeout(5):
-        while await logs() != expected:
-            await asyncio.sleep(0.02)
+    await until(logs, lambda found: found == expected)
     assert (await trunkline.publish("quick.1", "hi"))["offset"] == 1
 
 

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-from tests.support.nats import NatsServer, eventually
+from tests.support.nats import NatsServer, eventually, until
 
 from trunkline.shared import wire
 from trunkline.shared.bus import Bus
@@ -85,9 +85,7 @@ class Instance:
         return sorted(event.connection_id for event in await self.events() if event.event == DISCONNECTED)
 
     async def until_buried(self, edge_id: str) -> None:
-        async with asyncio.timeout(10.0):
-            while await self.register.connections(edge_id):
-                await asyncio.sleep(0.02)
+        await until(lambda: self.register.connections(edge_id), lambda found: not found)
 
 
 @contextlib.asynccontextmanager
@@ -196,9 +194,7 @@ async def test_who_may_come_back_is_given_the_time_for_it(nats: NatsServer) -> N
         await one.edge("e", 2)
         life = Life(1, CONNECTED, time.time(), grace_s=3.0, nonce="nonce")
         await one.register.open("e.away", "chat", life)
-        async with asyncio.timeout(10.0):
-            while len(await one.disconnected()) < 2:
-                await asyncio.sleep(0.02)
+        await until(one.disconnected, lambda found: len(found) >= 2)
         assert await one.register.connections("e") == {"e.away": "chat"}
         await one.until_buried("e")
         assert await one.disconnected() == ["e.away", "e.c0", "e.c1"]

@@ -16,11 +16,14 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["NatsServer", "eventually", "nats_executable", "nats_server"]
+__all__ = ["NatsServer", "eventually", "nats_executable", "nats_server", "until"]
+
+R = TypeVar("R")
 
 START_TIMEOUT_S = 10.0
 POLL_S = 0.01
@@ -116,6 +119,14 @@ async def eventually(condition: Callable[[], object], timeout_s: float = 5.0) ->
     async with asyncio.timeout(timeout_s):
         while not (await found if inspect.isawaitable(found := condition()) else found):
             await asyncio.sleep(POLL_S)
+
+
+async def until(read: Callable[[], Awaitable[R]], is_it: Callable[[R], bool], timeout_s: float = 10.0) -> R:
+    """Reads until `is_it` says yes to what was read, and returns that. Fails with `TimeoutError` when it is not in time."""
+    async with asyncio.timeout(timeout_s):
+        while not is_it(found := await read()):
+            await asyncio.sleep(POLL_S)
+        return found
 
 
 def nats_executable() -> str:

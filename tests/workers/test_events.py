@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from pydantic import BaseModel
-from tests.support.nats import NatsServer, eventually
+from tests.support.nats import NatsServer, eventually, until
 from tests.support.worker import running_worker
 
 from trunkline.app import Channel, Context, TrunklineError
@@ -71,9 +71,8 @@ class Log:
 
     async def empty(self, timeout_s: float = 15.0) -> None:
         """Returns when all events are acknowledged."""
-        async with asyncio.timeout(timeout_s):
-            while (await self.bus.jetstream.stream_info("trunkline_EVENTS")).state.messages:
-                await asyncio.sleep(0.01)
+        info = self.bus.jetstream.stream_info
+        await until(lambda: info("trunkline_EVENTS"), lambda found: not found.state.messages, timeout_s)
 
     async def under_way(self) -> int:
         return sum(lag.under_way for lag in await self.streams.lags("trunkline_EVENTS"))

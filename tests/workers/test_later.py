@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 from tests.support.cluster import Client, Cluster, cluster
-from tests.support.nats import eventually
+from tests.support.nats import eventually, until
 
 from trunkline.app import Channel, Context, Delivery
 from trunkline.shared.errors import MissingError
@@ -175,10 +175,8 @@ async def test_it_survives_the_end_of_all_workers_and_of_nats() -> None:
         await trunkline.nats.stop(kill=True)
         await trunkline.nats.start()
         due = Subjects().due(later_token("chat", "x")).rpartition(".")[0]
-        async with asyncio.timeout(20):
-            bus = await trunkline.bus()
-            while not (await bus.jetstream().stream_info(Subjects().later_stream, f"{due}.*")).state.subjects:
-                await asyncio.sleep(0.05)
+        info = (await trunkline.bus()).jetstream().stream_info
+        await until(lambda: info(Subjects().later_stream, f"{due}.*"), lambda found: bool(found.state.subjects), 20.0)
         assert app.seen == []
         await trunkline.start_worker(app.channel)
         await eventually(lambda: app.texts == ["late"], 20)

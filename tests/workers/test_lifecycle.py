@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.support.nats import NatsServer, eventually
+from tests.support.nats import NatsServer, eventually, until
 from tests.support.worker import running_worker
 
 from trunkline.app import Channel, Context, Disconnect, Reject
 from trunkline.shared.bus import Bus
-from trunkline.shared.dead_letters import DeadLetters
+from trunkline.shared.dead_letters import DeadLetters, Found
 from trunkline.shared.lifecycle import CONNECTED, DISCONNECTED, Life, Register, Registered
 from trunkline.shared.settings import CommonSettings
 from trunkline.shared.streams import Streams
@@ -128,6 +127,10 @@ async def test_what_cannot_be_read_holds_nothing_up(nats: NatsServer, edge: Edge
     assert [each[0] for each in gone] == ["e.d"]
 
 
+async def all_of(letters: DeadLetters) -> list[Found]:
+    return [each async for each in letters.read()]
+
+
 async def test_a_dead_letter_is_given_another_chance(nats: NatsServer, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trunkline.workers.lifecycle.ATTEMPTS", 1)
     chat = Channel("chat")
@@ -142,9 +145,7 @@ async def test_a_dead_letter_is_given_another_chance(nats: NatsServer, edge: Edg
     letters = DeadLetters(edge.streams, SUBJECTS)
     async with running_worker(nats, chat):
         await edge.tell("e.c")
-        async with asyncio.timeout(5.0):
-            while not (found := [each async for each in letters.read()]):
-                await asyncio.sleep(0.02)
+        found = await until(lambda: all_of(letters), bool, 5.0)
         await letters.retry(found[0])
         await eventually(lambda: seen == ["e.c", "e.c"])
     assert [each async for each in letters.read()] == []
@@ -158,7 +159,5 @@ async def test_an_event_that_its_workers_did_not_survive_is_given_up(
     monkeypatch.setattr("trunkline.workers.lifecycle.ATTEMPTS", 0)
     async with running_worker(nats, counting(gone)):
         await edge.tell("e.c")
-        async with asyncio.timeout(5.0):
-            while not [each async for each in DeadLetters(edge.streams, SUBJECTS).read()]:
-                await asyncio.sleep(0.02)
+        await until(lambda: all_of(DeadLetters(edge.streams, SUBJECTS)), bool, 5.0)
     assert gone == []
