@@ -15,6 +15,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import Counter
 
+from trunkline.edge.handshake import chosen_subprotocol
 from trunkline.shared.errors import CloseCode, ErrorCode, TrunklineError
 
 __all__ = ["CLIENT_LEFT", "Refusing", "close_code_of", "reason_of", "refuse", "refused", "status_of"]
@@ -130,5 +131,4 @@ class Refusing:
 
 def _answerable(request: web.Request, subprotocols: list[str]) -> bool:
     """Whether a browser would take the upgrade: if it has asked for subprotocols, it wants one of them."""
-    asked = request.headers.get("Sec-WebSocket-Protocol")
-    return asked is None or any(each.strip() in subprotocols for each in asked.split(","))
+    return "Sec-WebSocket-Protocol" not in request.headers or chosen_subprotocol(request, subprotocols) is not None

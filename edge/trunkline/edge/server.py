@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import secrets
 from collections.abc import Callable
 from typing import Final
@@ -19,6 +18,7 @@ from trunkline.edge.auth import Authenticator, Identity, origin_allowed, token_o
 from trunkline.edge.calls import Calls
 from trunkline.edge.connection import Connection
 from trunkline.edge.dispatch import Dispatcher
+from trunkline.edge.handshake import chosen_subprotocol, is_handshake, passed_headers, query_of, trace_of
 from trunkline.edge.hub import Hub
 from trunkline.edge.lifecycle import Lifecycle
 from trunkline.edge.liveness import Liveness
@@ -43,10 +43,6 @@ __all__ = ["Server"]
 
 MSGPACK_SUBPROTOCOL: Final = "trunkline.msgpack"
 JSON_SUBPROTOCOL: Final = "trunkline.json"
-SECRETS: Final = frozenset({"token", "session"})
-"""Query parameters that handlers do not see."""
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-PASSED_HEADERS: Final = ("User-Agent", "Accept-Language", "X-Forwarded-For", "X-Request-Id")
 
 accepted = Counter("trunkline_connections_accepted_total", "Connections that were opened.")
 left_early = Counter("trunkline_connections_left_early_total", "Clients that left before their socket opened.")
@@ -214,7 +210,7 @@ class Server:
         """Raises the `TrunklineError` that refuses what is no handshake, or a page that has no business here: neither gets a
         socket, not even one that is closed at once.
         """
-        if not _is_handshake(request):
+        if not is_handshake(request):
             raise TrunklineError(ErrorCode.BAD_REQUEST, "this is a WebSocket endpoint: upgrade the connection")
         if not origin_allowed(request.headers.get("Origin"), request.host, self._settings.allowed_origins):
             raise TrunklineError(ErrorCode.FORBIDDEN, "this origin is not allowed; see the setting allowed_origins")
@@ -243,7 +239,7 @@ class Server:
             max_msg_size=settings.message_bytes + 1,  # aiohttp's limit is what is refused
             decode_text=False,
         )
-        chosen = _chosen_subprotocol(request, subprotocols)
+        chosen = chosen_subprotocol(request, subprotocols)
         msgpack = chosen == MSGPACK_SUBPROTOCOL or request.query.get("encoding") == "msgpack"
 
         def make() -> Connection:
@@ -254,7 +250,7 @@ class Server:
                 MSGPACK if msgpack else JSON,
                 msgpack or chosen == JSON_SUBPROTOCOL,
             )
-            connection.trace = _trace_of(request)
+            connection.trace = trace_of(request)
             connection.limits = self._rates.new(manifest.rate.rate if manifest.rate else None)
             return connection
 
@@ -284,7 +280,7 @@ class Server:
             undo.callback(self._subscribing.forget, connection)
             await self._ask_to_connect(request, connection, manifest)
             if manifest.session:
-                await self._sessions.begin(connection, msgspec.json.encode(_query_of(request)))
+                await self._sessions.begin(connection, msgspec.json.encode(query_of(request)))
             await self._users.join(connection, manifest)
             await self._lifecycle.open(connection, manifest)
             undo.pop_all()
@@ -294,8 +290,8 @@ class Server:
         if manifest.connect:
             payload = msgspec.json.encode(
                 {
-                    "query": _query_of(request),
-                    "headers": {name.lower(): request.headers[name] for name in PASSED_HEADERS if name in request.headers},
+                    "query": query_of(request),
+                    "headers": passed_headers(request),
                     "remote": request.remote,
                 }
             )
@@ -335,35 +331,3 @@ class Server:
             socket.close(CloseCode.INTERNAL, "internal error")
         finally:
             idle.set_result(None)
-
-
-def _trace_of(request: web.Request) -> str | None:
-    """The `traceparent` of the header or, since browsers cannot set headers, of the query. One that is none is ignored."""
-    trace = request.headers.get("traceparent") or request.query.get("traceparent")
-    return trace if trace is not None and _TRACEPARENT.fullmatch(trace) else None
-
-
-def _query_of(request: web.Request) -> dict[str, str]:
-    return {name: value for name, value in request.query.items() if name not in SECRETS}
-
-
-def _is_handshake(request: web.Request) -> bool:
-    """Whether this can become a WebSocket (RFC 6455 §4.2.1), so that nobody is asked about what cannot.
-
-    aiohttp checks the same and the rest when it prepares the response, which is after `on_connect`.
-    """
-    headers = request.headers
-    return (
-        headers.get("Upgrade", "").strip().lower() == "websocket"
-        and "upgrade" in headers.get("Connection", "").lower()
-        and headers.get("Sec-WebSocket-Version") in ("13", "8", "7")
-        and "Sec-WebSocket-Key" in headers
-    )
-
-
-def _chosen_subprotocol(request: web.Request, offered: list[str]) -> str | None:
-    """The client's first subprotocol that we offer: what aiohttp will answer."""
-    asked = request.headers.get("Sec-WebSocket-Protocol")
-    if asked is None:
-        return None
-    return next((each for each in map(str.strip, asked.split(",")) if each in offered), None)
