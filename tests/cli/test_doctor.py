@@ -59,6 +59,8 @@ def bad(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 async def test_all_is_well(trunkline: Cluster) -> None:
     second = await trunkline.start_owner()
+    owners = [service._ownership for service in (trunkline.owner, second)]
+    await eventually(lambda: all(each.terms and not each.ownerless for each in owners))  # half of it is handed over first
     code, found = await doctor(trunkline.nats.url, "--url", trunkline.url, "--channel", "chat")
     assert bad(found) == []
     assert code == 0
